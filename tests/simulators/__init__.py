@@ -1,0 +1,1 @@
+"""Stateful, strict simulators of the systems that citrixagent.py talks to."""

@@ -1,0 +1,374 @@
+"""An HTTPS server for simulators: one handler function, a request log, and faults on demand.
+
+A simulator is a function from Request to Response. Around it this server offers what a test needs:
+
+- ``requests``: every request that arrived, in order, whatever became of it;
+- ``faults``: a list of Fault; the first one whose number or matcher fits a request is applied to it;
+- ``refuse`` and ``accept``: close the port and open it again; ``refuse_after``: close it by itself
+  once so many requests were answered;
+- ``before`` and ``after``: hooks called around the work of each request;
+- ``latency``: seconds added to each request.
+
+All TLS is real. The certificate is made once per process by a throwaway authority, whose PEM is
+``authority_pem()``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import functools
+import http.client
+import http.server
+import ipaddress
+import pathlib
+import socket
+import ssl
+import struct
+import tempfile
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Mapping
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A request as it arrived; ``path`` and ``query`` are raw, header names are lower case."""
+
+    number: int
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}" + (f"?{self.query}" if self.query else "")
+
+    def arguments(self) -> dict[str, str]:
+        """Return the query's parameters, decoded once."""
+        return dict(urllib.parse.parse_qsl(self.query, keep_blank_values=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    reason: str | None = None
+
+
+@dataclasses.dataclass
+class Fault:
+    """What goes wrong, with which request, how often.
+
+    ``kind``: ``status`` (answer ``response`` and do no work), ``reset`` (connection reset before the
+    work), ``lost`` (the work is done, then the connection is reset), ``hang`` (no answer for
+    ``seconds``, no work), ``garbage`` (an answer that is no JSON, no work), ``garbled`` (the work is
+    done, the answer is no JSON). ``number`` counts all requests from 1; ``matches`` looks at the
+    request; both must fit when both are given.
+    """
+
+    kind: str
+    number: int | None = None
+    matches: Callable[[Request], bool] | None = None
+    times: int = 1
+    response: Response = dataclasses.field(default_factory=lambda: Response(500))
+    seconds: float = 30.0
+
+    def fits(self, request: Request) -> bool:
+        return (
+            self.times > 0
+            and (self.number is None or self.number == request.number)
+            and (self.matches is None or self.matches(request))
+        )
+
+
+def _key_usage() -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        key_cert_sign=True,
+        crl_sign=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+@functools.cache
+def _authority() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Simulators' management authority")])
+    certificate = (
+        _builder(name, name, key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(_key_usage(), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return key, certificate
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey
+) -> x509.CertificateBuilder:
+    # Real time on purpose: tests move the clock of the program forward by years.
+    start = dt.datetime.now(dt.timezone.utc) - dt.timedelta(days=1)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(start + dt.timedelta(days=3650))
+    )
+
+
+def authority_pem() -> str:
+    """Return the PEM certificate of the authority behind every simulator's management TLS."""
+    return _authority()[1].public_bytes(serialization.Encoding.PEM).decode()
+
+
+def server_certificate() -> tuple[str, str]:
+    """Return certificate and key (PEM) for localhost and 127.0.0.1, signed by the authority."""
+    authority_key, authority = _authority()
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    certificate = (
+        _builder(name, authority.subject, key.public_key())
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()),
+            critical=False,
+        )
+        .sign(authority_key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM).decode(), private.decode()
+
+
+def tls_context(chains: list[tuple[str, str]]) -> ssl.SSLContext:
+    """Return a server context that presents the given (certificate chain PEM, key PEM) pairs."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    for chain, key in chains:
+        with tempfile.TemporaryDirectory() as folder:
+            chain_file, key_file = pathlib.Path(folder, "chain"), pathlib.Path(folder, "key")
+            chain_file.write_text(chain)
+            key_file.write_text(key)
+            context.load_cert_chain(chain_file, key_file)
+    return context
+
+
+class HttpsServer:
+    """Serves ``handle`` over HTTPS on a free port of 127.0.0.1 between ``start`` and ``stop``."""
+
+    def __init__(self, handle: Callable[[Request], Response]) -> None:
+        self.handle = handle
+        self.requests: list[Request] = []
+        self.faults: list[Fault] = []
+        self.before: Callable[[Request], None] | None = None
+        self.after: Callable[[Request], None] | None = None
+        self.latency = 0.0
+        self.refuse_after: int | None = None
+        self.certificate, key = server_certificate()
+        self._context = tls_context([(self.certificate, key)])
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._connections: set[socket.socket] = set()
+        self._server = _Listener(self)
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), daemon=True
+        )
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"https://{self.host}"
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 fingerprint of the management certificate: hex pairs with colons."""
+        certificate = x509.load_pem_x509_certificate(self.certificate.encode())
+        return certificate.fingerprint(hashes.SHA256()).hex(":").upper()
+
+    def start(self) -> None:
+        self._stopping.clear()
+        self.accept()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.refuse()
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def accept(self) -> None:
+        """Listen: on a free port the first time, on the same one afterwards."""
+        self.refuse_after = None
+        if self._server is None:
+            self._server = _Listener(self)
+            self.port = self._server.server_address[1]
+            threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def refuse(self) -> None:
+        """Stop listening: new connections are refused until ``accept``."""
+        server, self._server = self._server, None
+        if server:
+            server.shutdown()
+            server.server_close()
+
+    def calls(self, since: int = 0) -> list[str]:
+        """Return the requests after number ``since`` as ``METHOD path?query``."""
+        return [str(request) for request in self.requests[since:]]
+
+    def wrap(self, connection: socket.socket) -> ssl.SSLSocket:
+        tls = self._context.wrap_socket(connection, server_side=True)
+        self._connections.add(tls)
+        return tls
+
+    def forget(self, connection: socket.socket) -> None:
+        self._connections.discard(connection)
+
+    def receive(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Request:
+        path, _, query = target.partition("?")
+        lowered = {name.lower(): value for name, value in headers.items()}
+        with self._lock:
+            request = Request(len(self.requests) + 1, method, path, query, lowered, body)
+            self.requests.append(request)
+        return request
+
+    def work(self, request: Request) -> Response:
+        """Let the simulator do its work for one request; requests are worked on one at a time."""
+        with self._lock:
+            return self.handle(request)
+
+    def fault_for(self, request: Request) -> Fault | None:
+        with self._lock:
+            for fault in self.faults:
+                if fault.fits(request):
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def wait(self, seconds: float) -> None:
+        self._stopping.wait(seconds)
+
+
+class _Listener(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, owner: HttpsServer) -> None:
+        self.owner = owner
+        super().__init__(("127.0.0.1", owner.port), _Handler)
+
+    def process_request_thread(
+        self, request: socket.socket | tuple[bytes, socket.socket], client_address: object
+    ) -> None:
+        assert isinstance(request, socket.socket)
+        try:
+            tls = self.owner.wrap(request)
+        except (OSError, ssl.SSLError):
+            request.close()
+            return
+        try:
+            super().process_request_thread(tls, client_address)
+        finally:
+            self.owner.forget(tls)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Stay silent: clients that go away are part of the tests."""
+
+
+def reset(connection: socket.socket) -> None:
+    """Close a connection so that its peer sees a TCP reset."""
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Listener
+
+    def handle_one_request(self) -> None:
+        try:
+            self._receive_and_serve()
+        except (OSError, ValueError):  # the client went away
+            self.close_connection = True
+
+    def _receive_and_serve(self) -> None:
+        self.raw_requestline = self.rfile.readline(65537)
+        if not self.raw_requestline or not self.parse_request():
+            self.close_connection = True
+            return
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        headers = dict(self.headers.items())
+        self._serve(self.server.owner.receive(self.command, self.path, headers, body))
+
+    def _serve(self, request: Request) -> None:
+        owner = self.server.owner
+        if owner.before:
+            owner.before(request)
+        if owner.latency:
+            time.sleep(owner.latency)
+        fault = owner.fault_for(request)
+        kind = fault.kind if fault else "none"
+        if fault and kind == "hang":
+            owner.wait(fault.seconds)
+        if kind in {"reset", "hang"}:
+            self._drop()
+            return
+        if fault and kind == "status":
+            response = fault.response
+        elif kind == "garbage":
+            response = Response(200, b"<html>garbage")
+        else:
+            response = owner.work(request)
+        if owner.after:
+            owner.after(request)
+        if kind == "lost":
+            self._drop()
+            return
+        if owner.refuse_after is not None and request.number >= owner.refuse_after:
+            owner.refuse()
+            self.close_connection = True
+        self._send(Response(response.status, b"<html>garbage") if kind == "garbled" else response)
+
+    def _drop(self) -> None:
+        self.close_connection = True
+        reset(self.connection)
+
+    def _send(self, response: Response) -> None:
+        reason = response.reason or http.client.responses.get(response.status, "Unknown")
+        self.send_response_only(response.status, reason)
+        for name, value in response.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(response.body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(response.body)
+        self.wfile.flush()
