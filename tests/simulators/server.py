@@ -3,7 +3,7 @@
 A simulator is a function from Request to Response. Around it this server offers what a test needs:
 
 - ``requests``: every request that arrived, in order, whatever became of it;
-- ``faults``: a list of Fault; the first one whose number or matcher fits a request is applied to it;
+- ``faults``: a list of Fault; the first one whose number or matcher fits a request is applied;
 - ``refuse`` and ``accept``: close the port and open it again; ``refuse_after``: close it by itself
   once so many requests were answered;
 - ``before`` and ``after``: hooks called around the work of each request;
@@ -69,11 +69,11 @@ class Response:
 class Fault:
     """What goes wrong, with which request, how often.
 
-    ``kind``: ``status`` (answer ``response`` and do no work), ``reset`` (connection reset before the
-    work), ``lost`` (the work is done, then the connection is reset), ``hang`` (no answer for
-    ``seconds``, no work), ``garbage`` (an answer that is no JSON, no work), ``garbled`` (the work is
-    done, the answer is no JSON). ``number`` counts all requests from 1; ``matches`` looks at the
-    request; both must fit when both are given.
+    ``kind``: ``status`` (answer ``response`` and do no work), ``reset`` (connection reset before
+    the work), ``lost`` (the work is done, then the connection is reset), ``hang`` (no answer for
+    ``seconds``, no work), ``garbage`` (an answer that is no JSON, no work), ``garbled`` (the work
+    is done, the answer is no JSON). ``number`` counts all requests from 1; ``matches`` looks at
+    the request; both must fit when both are given.
     """
 
     kind: str
