@@ -191,11 +191,8 @@ class HttpsServer:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._connections: set[socket.socket] = set()
-        self._server = _Listener(self)
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.02,), daemon=True
-        )
+        self._server: _Listener | None = None
+        self.port = 0
 
     @property
     def host(self) -> str:

@@ -1,0 +1,4492 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["click>=8.1", "cryptography>=42", "PyYAML>=6.0", "requests>=2.31"]
+# ///
+"""Certificates from Sectigo Certificate Manager (SCM) on Citrix NetScaler, kept valid for good.
+
+Reads scm.yaml and one YAML profile per certificate, compares them with what the appliances and SCM
+say, decides, and does what is missing. The appliance creates every key; no key ever leaves it.
+
+The file reads bottom-up: a name is defined before it is used.
+
+1. Errors          what can go wrong, as the user and the JSON see it
+2. Configuration   scm.yaml and profiles as frozen values; every problem collected
+3. Certificates    CSRs, leaves and chains, compared with what was asked
+4. Planning        what is remembered and seen, and the one decision made from it
+                   (up to here: no network, no clock, no file, no process)
+5. HTTP            one request, the rule for repeating it, TLS
+6. NetScaler       the appliance: one method per NITRO call
+7. Sectigo         SCM: token, order, download, status
+8. State           files in state/: lock, agreement, records, secrets' sources
+9. Execution       observe, decide, apply: two passes over the profiles of an appliance
+10. Report         lines, JSON, exit code
+11. Command line   options and commands
+"""
+
+from __future__ import annotations
+
+import base64
+import concurrent.futures
+import contextlib
+import dataclasses
+import datetime as dt
+import difflib
+import email.utils
+import enum
+import fcntl
+import functools
+import getpass
+import hashlib
+import ipaddress
+import json
+import logging
+import os
+import pathlib
+import random
+import re
+import shlex
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, Protocol
+
+import click
+
+if TYPE_CHECKING:
+    import requests
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+
+__version__ = "1.0.0"
+
+log = logging.getLogger("citrixagent")
+
+Document = dict[str, Any]
+"""A YAML or JSON mapping."""
+
+# ----- 1. Errors ------------------------------------------------------------------------------
+
+Kind = Literal[
+    "config",
+    "agreement",
+    "locked",
+    "auth",
+    "permission",
+    "untrusted",
+    "unreachable",
+    "unavailable",
+    "appliance",
+    "standby",
+    "rejected",
+    "dcv",
+    "declined",
+    "unknown_outcome",
+    "mismatch",
+    "verify",
+    "state",
+]
+
+
+class ExitCode(enum.IntEnum):
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    CONFIG = 3
+    LOCKED = 4
+    PENDING = 5
+    AGREEMENT = 6
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+_EXIT_CODES: Mapping[str, ExitCode] = {
+    "config": ExitCode.CONFIG,
+    "locked": ExitCode.LOCKED,
+    "agreement": ExitCode.AGREEMENT,
+}
+
+
+class AgentError(click.ClickException):
+    """A problem that is expected: shown as one message that names the remedy, never a traceback."""
+
+    def __init__(self, kind: Kind, message: str) -> None:
+        super().__init__(message)
+        self.kind: Kind = kind
+        vars(self)["exit_code"] = _EXIT_CODES.get(kind, ExitCode.FAILED)
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"error: {self.message}", file=file, err=True)
+
+
+class TransportError(AgentError):
+    """No usable answer came. ``sent``: whether the server may have carried the request out."""
+
+    def __init__(self, kind: Kind, message: str, *, sent: bool, timed_out: bool = False) -> None:
+        super().__init__(kind, message)
+        self.sent = sent
+        self.timed_out = timed_out
+
+
+class NitroError(AgentError):
+    """The appliance refused a call; ``code`` is NITRO's errorcode (0 where there was none)."""
+
+    def __init__(self, kind: Kind, message: str, *, code: int, detail: str) -> None:
+        super().__init__(kind, message)
+        self.code = code
+        self.detail = detail
+
+
+class ScmError(AgentError):
+    """SCM refused a request; ``code`` is the one in its answer, ``status`` the HTTP status."""
+
+    def __init__(self, kind: Kind, message: str, *, code: int | None, status: int) -> None:
+        super().__init__(kind, message)
+        self.code = code
+        self.status = status
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM came: leave at the next safe point."""
+
+
+# ----- 2. Configuration -----------------------------------------------------------------------
+
+TOKEN_URL = "https://auth.sso.sectigo.com/auth/realms/apiclients/protocol/openid-connect/token"  # noqa: S105
+KEY_TYPES = ("RSA-2048", "RSA-3072", "RSA-4096", "ECDSA-P256", "ECDSA-P384")
+VIRTUAL_SERVER_KINDS = ("load_balancing", "gateway", "content_switching", "authentication")
+SSL_DIRECTORY = "/nsconfig/ssl"
+_STAMP = "-20260101000000.key"  # what the name of every file of an order ends like
+_PATH_LIMIT = 63
+_CERTKEY_LIMIT = 31  # what every release takes; newer ones take 63
+_COMMON_NAME_LIMIT = 64  # X.520, ub-common-name
+_CERTKEY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_#. :@=-]*")
+_LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_FINGERPRINT = re.compile(r"[0-9A-F]{64}")
+_PERCENT = re.compile(r"([1-9][0-9]?)\s*%")
+_EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Secret:
+    """A secret value that cannot be printed by accident."""
+
+    value: str = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tls:
+    """How a server is verified: by a CA file, by its certificate's SHA-256, or not at all."""
+
+    ca_bundle: str | None = None
+    fingerprint: str | None = None
+    verify: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class ScmConfig:
+    url: str
+    client_id: str
+    client_secret: Secret
+    token_url: str
+    check_revocation: bool
+    tls: Tls
+    proxy: str | None
+    timeout: int
+
+
+def check_name(text: str) -> str:
+    """Return a DNS name (wildcards in the first label only) or IP address in its normal form."""
+    name = text.lower().rstrip(".")
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(name))
+    if not name.isascii():
+        try:
+            name = name.encode("idna").decode()
+        except UnicodeError:
+            raise ValueError("is not a DNS name or IP address") from None
+        raise ValueError(f"must be written in its ASCII form: {name}")
+    labels = name.removeprefix("*.").split(".")
+    if "/" in name or "://" in name:
+        raise ValueError("must be a name alone, without a scheme or a path")
+    if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise ValueError("is not a DNS name or IP address")
+    if labels[-1].isdigit():
+        raise ValueError("is not a DNS name or IP address")
+    return name
+
+
+def split_host_port(text: str, default_port: int | None) -> tuple[str, int]:
+    """Return host and port of ``host``, ``host:port`` or ``[IPv6]:port``; ValueError otherwise."""
+    if "/" in text or "@" in text or any(character.isspace() for character in text):
+        raise ValueError("must be host or host:port, without a scheme or a path")
+    if text.count(":") > 1 and not text.startswith("["):
+        raise ValueError("must have an IPv6 address in brackets: [2001:db8::1]:443")
+    parts = urllib.parse.urlsplit(f"//{text}")
+    try:
+        host, port = parts.hostname, parts.port if parts.port is not None else default_port
+    except ValueError:
+        raise ValueError("must have a port between 1 and 65535") from None
+    if port is None:
+        raise ValueError("must have a port: host:port")
+    if not host or not port:
+        raise ValueError("must be host or host:port")
+    check_name(host)
+    return host, port
+
+
+@dataclasses.dataclass(frozen=True)
+class Appliance:
+    host: str
+    username: str
+    password: Secret
+    tls: Tls
+    timeout: int
+    ssl_directory: str
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it is reached: the same for two spellings of one host."""
+        return split_host_port(self.host, 443)
+
+
+NO_APPLIANCE = Appliance("", "", Secret(""), Tls(), 60, "")
+"""Stands in where a file's appliance could not be read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VirtualServer:
+    name: str
+    kind: str
+    connect: tuple[str, int] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """The CSR's subject; empty texts are left out."""
+
+    common_name: str
+    organization: str
+    organizational_unit: str
+    locality: str
+    state: str
+    country: str
+    email: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """How long before its end a certificate is due: so many days, or a share of its lifetime."""
+
+    days: int | None = None
+    share: float = 1 / 3
+
+    def of(self, lifetime: dt.timedelta) -> tuple[dt.timedelta, bool]:
+        """Return the window for a lifetime, and whether it had to be cut to two thirds of it."""
+        asked = dt.timedelta(days=self.days) if self.days else lifetime * self.share
+        longest = lifetime * 2 / 3
+        return min(asked, longest), asked > longest
+
+
+@dataclasses.dataclass(frozen=True)
+class Enrollment:
+    comments: str
+    external_requester: str
+    custom_fields: tuple[tuple[str, str], ...]
+    profile_id: int | None
+    term: int | None
+    max_wait: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """One certificate: what it should be, and where. ``names`` holds the common name as well."""
+
+    name: str
+    appliance: Appliance
+    virtual_servers: tuple[VirtualServer, ...]
+    certkey: str
+    subject: Subject
+    names: tuple[str, ...]
+    key_type: str
+    auto_renew: bool
+    window: Window
+    on_change: str
+    enrollment: Enrollment
+    handshake: str
+    notices: tuple[str, ...] = ()
+
+
+class Source(Protocol):
+    """Where a YAML document came from, and how to get at what it refers to."""
+
+    file: str
+
+    def open_to_others(self) -> bool:
+        """Tell whether users other than the owner and the group can read the document."""
+        ...
+
+    def resolve_bundle(self, path: str) -> str:
+        """Return the path of a PEM file, seen from the document's folder; or ValueError."""
+        ...
+
+    def fetch(self, way: str, value: str) -> str:
+        """Return a secret by ``file``, ``env`` or ``command``; or ValueError, without its text."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _NotDecimal:
+    """A number in a notation (012, 0x1F, 1_000, 12:30) that YAML readers take differently."""
+
+
+def _construct_int(loader: Any, node: Any) -> int | _NotDecimal:  # noqa: ANN401 - yaml's own types are private
+    return int(node.value) if _DECIMAL.fullmatch(loader.construct_scalar(node)) else _NotDecimal()
+
+
+def _construct_map(loader: Any, node: Any) -> Iterator[dict[Any, Any]]:  # noqa: ANN401
+    import yaml
+
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+            problem = f'the key "{key.value}" stands twice'
+            raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+        if isinstance(key, yaml.ScalarNode):
+            seen.add(key.value)
+    data: dict[Any, Any] = {}
+    yield data
+    data.update(loader.construct_mapping(node))
+
+
+def parse_yaml(text: str) -> object:
+    """Read one YAML document; ValueError says what is wrong and where, never the text itself."""
+    import yaml
+
+    loader = yaml.SafeLoader(text)
+    constructors = dict(yaml.SafeLoader.yaml_constructors)
+    constructors["tag:yaml.org,2002:int"] = _construct_int
+    constructors["tag:yaml.org,2002:map"] = _construct_map
+    vars(loader)["yaml_constructors"] = constructors
+    try:
+        return loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{place}{error.problem or error.context or 'not YAML'}") from None
+    except yaml.YAMLError:
+        raise ValueError("holds characters that YAML does not allow") from None
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError("holds a value that cannot be read") from None
+    finally:
+        loader.dispose()
+
+
+def _did_you_mean(word: str, words: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return f': did you mean "{near[0]}"?' if near else ""
+
+
+def _text(value: object, limit: int) -> str:
+    if isinstance(value, (list, dict)):
+        raise ValueError("must be text, not a list or a mapping")  # noqa: TRY004 - told as a problem
+    if not isinstance(value, str):
+        raise ValueError("must be text: put it in quotes")  # noqa: TRY004
+    if not value.strip():
+        raise ValueError("must not be empty")
+    if _CONTROL.search(value):
+        raise ValueError("must not hold control characters or line breaks")
+    if len(value) > limit:
+        raise ValueError(f"must not be longer than {limit} characters")
+    return value
+
+
+class Section:
+    """A typed reader of one mapping: returns values, collects problems, never echoes a value.
+
+    Every key that is asked for counts as known; ``close`` reports the others. A value that is
+    wrong is reported and stands as its default, so that one pass finds every problem.
+    """
+
+    def __init__(self, data: object, source: Source, problems: list[str], path: str = "") -> None:
+        self.source = source
+        self._problems = problems
+        self._path = path
+        self._known: list[str] = []
+        self._data: dict[Any, Any] = data if isinstance(data, dict) else {}
+        if data is None:
+            self.problem("", "is empty" if not path else "is missing")
+        elif not isinstance(data, dict):
+            self.problem("", "must be a mapping of keys to values")
+
+    def problem(self, key: str, text: str) -> None:
+        place = ".".join(part for part in (self._path, key) if part)
+        where = f"{self.source.file}: {place}" if place else self.source.file
+        self._problems.append(f"{where}: {text}")
+
+    def given(self, key: str) -> bool:
+        return self._data.get(key) is not None
+
+    def close(self) -> None:
+        """Report the keys that nothing asked for."""
+        for key in self._data:
+            if not isinstance(key, str):
+                self.problem("", "a key is not text: put it in quotes")
+            elif key not in self._known:
+                self.problem(key, f"unknown key{_did_you_mean(key, self._known)}")
+
+    def _take(self, key: str, *, required: bool = False) -> Any:  # noqa: ANN401 - YAML
+        self._known.append(key)
+        value = self._data.get(key)
+        if value is None and required:
+            self.problem(key, "is missing")
+        return value
+
+    def text(
+        self,
+        key: str,
+        default: str = "",
+        *,
+        required: bool = False,
+        check: Callable[[str], str] = str,
+        limit: int = 1024,
+    ) -> str:
+        """Return a text; ``check`` returns its normal form or says what is wrong (ValueError)."""
+        value = self._take(key, required=required)
+        if value is None:
+            return default
+        try:
+            return check(_text(value, limit))
+        except ValueError as error:
+            self.problem(key, str(error))
+            return default
+
+    def texts(self, key: str, check: Callable[[str], str]) -> tuple[str, ...]:
+        value = self._take(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list):
+            self.problem(key, "must be a list")
+            return ()
+        found = []
+        for index, item in enumerate(value):
+            try:
+                found.append(check(_text(item, 253)))
+            except ValueError as error:
+                self.problem(f"{key}[{index}]", str(error))
+        return tuple(found)
+
+    def choice(self, key: str, choices: Sequence[str], default: str = "") -> str:
+        """Return one of ``choices``; without a default the key is required."""
+        value = self._take(key, required=not default)
+        if value is None:
+            return default
+        if value is False and "off" in choices:
+            value = "off"  # YAML 1.1 reads a bare off as false
+        if not isinstance(value, str) or value not in choices:
+            hint = _did_you_mean(value, choices) if isinstance(value, str) else ""
+            self.problem(key, f"must be one of {', '.join(choices)}{hint}")
+            return default
+        return value
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        value = self._take(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.problem(key, "must be true or false")
+            return default
+        return value
+
+    def number(
+        self, key: str, default: int | None = None, *, least: int = 1, most: int = 2**31 - 1
+    ) -> int | None:
+        value = self._take(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.problem(key, "must be a whole number in plain decimal notation")
+            return default
+        if not least <= value <= most:
+            self.problem(key, f"must be between {least} and {most}")
+            return default
+        return value
+
+    def seconds(self, key: str, default: int, *, least: int = 1, most: int = 3600) -> int:
+        value = self.number(key, default, least=least, most=most)
+        return default if value is None else value
+
+    def window(self, key: str) -> Window:
+        value = self._take(key)
+        percent = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
+        if value is None:
+            return Window()
+        if percent:
+            return Window(share=int(percent[1]) / 100)
+        if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 3650:
+            return Window(days=value)
+        self.problem(key, "must be a number of days (1 to 3650) or a share such as 33%")
+        return Window()
+
+    def pairs(self, key: str) -> tuple[tuple[str, str], ...]:
+        """Return a mapping of names to texts."""
+        value = self._take(key)
+        if value is None:
+            return ()
+        if not isinstance(value, dict):
+            self.problem(key, "must be a mapping of names to texts")
+            return ()
+        found = []
+        for name, item in value.items():
+            try:
+                found.append((_text(name, 256), _text(item, 4096)))
+            except ValueError as error:
+                self.problem(f"{key}.{name}", str(error))
+        return tuple(found)
+
+    def file(self, key: str) -> str | None:
+        path = self.text(key)
+        if not path:
+            return None
+        try:
+            return self.source.resolve_bundle(path)
+        except ValueError as error:
+            self.problem(key, str(error))
+            return None
+
+    def secret(self, key: str) -> Secret:
+        """Return a secret, given in one of its four ways."""
+        ways = {key: "inline", f"{key}_file": "file", f"{key}_env": "env"}
+        ways[f"{key}_command"] = "command"
+        self._known.extend(ways)
+        given = [name for name in ways if self.given(name)]
+        if len(given) != 1:
+            rule = f"give exactly one of {', '.join(ways)}"
+            self.problem(
+                key, f"is given more than once: {rule}" if given else f"is missing: {rule}"
+            )
+            return Secret("")
+        try:
+            return Secret(self._fetch(ways[given[0]], _text(self._data[given[0]], 4096)))
+        except ValueError as error:
+            self.problem(given[0], str(error))
+            return Secret("")
+
+    def _fetch(self, way: str, value: str) -> str:
+        if way != "inline":
+            value = self.source.fetch(way, value)
+        elif self.source.open_to_others():
+            raise ValueError(
+                f"others can read this file, which holds a secret: chmod 600 {self.source.file}"
+            )
+        if not value:
+            raise ValueError("gives an empty secret")
+        return value
+
+    def section(self, key: str, *, required: bool = False) -> Section:
+        value = self._take(key)
+        path = f"{self._path}.{key}" if self._path else key
+        return Section(
+            {} if value is None and not required else value, self.source, self._problems, path
+        )
+
+    def sections(self, key: str) -> list[Section]:
+        """Return the readers of a list of mappings, which must hold at least one."""
+        value = self._take(key, required=True)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not value:
+            self.problem(key, "must be a list with at least one entry")
+            return []
+        path = f"{self._path}.{key}" if self._path else key
+        return [
+            Section(item, self.source, self._problems, f"{path}[{index}]")
+            for index, item in enumerate(value)
+        ]
+
+    def value(self, key: str) -> Any:  # noqa: ANN401 - YAML
+        return self._take(key)
+
+
+def _with_hash(start: str, name: str) -> str:
+    return f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def shorten(name: str, limit: int = _CERTKEY_LIMIT) -> str:
+    """Return a name of at most ``limit`` characters, made unique by a hash where it was cut."""
+    return name if len(name) <= limit else _with_hash(name[: limit - 9], name)
+
+
+def file_base(certkey: str, limit: int) -> str:
+    """Return the first part of the names of a certkey's files, one of its own for every certkey."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", certkey)
+    return shorten(certkey, limit) if safe == certkey else _with_hash(safe[: limit - 9], certkey)
+
+
+def base_limit(directory: str) -> int:
+    """Return how long the first part of a file's name in an SSL directory may be.
+
+    The appliance takes at most 63 characters for a file in a command, path included.
+    """
+    path = "" if directory == SSL_DIRECTORY else f"{directory}/"
+    return min(_CERTKEY_LIMIT, _PATH_LIMIT - len(path) - len(_STAMP))
+
+
+def _check_common_name(text: str) -> str:
+    if len(text) > _COMMON_NAME_LIMIT:
+        raise ValueError(f"must not be longer than {_COMMON_NAME_LIMIT} characters")
+    return check_name(text)
+
+
+def _check_host(text: str) -> str:
+    split_host_port(text, 443)
+    return text
+
+
+def _check_connect(text: str) -> str:
+    split_host_port(text, None)
+    return text
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _check_url(text: str) -> str:
+    parts = urllib.parse.urlsplit(text)
+    if parts.scheme not in {"https", "http"} or not parts.hostname:
+        raise ValueError("must be an address such as https://cert-manager.example.com")
+    if parts.username or parts.password:
+        raise ValueError("must not hold a user name or password")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise ValueError("must start with https://")
+    return text.rstrip("/")
+
+
+def _check_scm_url(text: str) -> str:
+    url = _check_url(text)
+    for ending in ("/certificates", "/v1", "/api"):
+        url = url.removesuffix(ending)
+    return url.rstrip("/")
+
+
+def _check_certkey(text: str) -> str:
+    if len(text) > 63:
+        raise ValueError("must not be longer than 63 characters")
+    if not _CERTKEY_NAME.fullmatch(text):
+        raise ValueError(
+            "must begin with a letter, digit or _ and hold only letters, digits and _ # . : @ = - "
+            "or spaces"
+        )
+    return text
+
+
+def _check_country(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z]{2}", text):
+        raise ValueError("must be a country code of two letters, such as GB")
+    return text.upper()
+
+
+def _check_email(text: str) -> str:
+    if not _EMAIL.fullmatch(text):
+        raise ValueError("must be an e-mail address")
+    return text
+
+
+def _check_fingerprint(text: str) -> str:
+    digits = text.replace(":", "").replace(" ", "").upper()
+    if not _FINGERPRINT.fullmatch(digits):
+        raise ValueError("must be a SHA-256 fingerprint: 64 hex digits, colons allowed")
+    return digits
+
+
+def _check_directory(text: str) -> str:
+    directory = text.rstrip("/")
+    if not text.startswith("/") or ".." in text.split("/") or "," in text:
+        raise ValueError("must be an absolute path on the appliance")
+    if base_limit(directory) < 10:
+        raise ValueError("is too long: the appliance takes paths of at most 63 characters")
+    return directory
+
+
+def _check_proxy(text: str) -> str:
+    parts = urllib.parse.urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must be an address such as http://proxy.example.com:3128")
+    return text
+
+
+def parse_scm(document: object, source: Source, problems: list[str]) -> ScmConfig:
+    """Read scm.yaml; what is wrong is added to ``problems``."""
+    section = Section(document, source, problems)
+    if section.choice("api", ("enrollment", "admin"), "enrollment") == "admin":
+        section.problem("api", "admin is not supported by this version: use enrollment")
+    config = ScmConfig(
+        url=section.text("url", required=True, check=_check_scm_url),
+        client_id=section.text("client_id", required=True),
+        client_secret=section.secret("client_secret"),
+        token_url=section.text("token_url", TOKEN_URL, check=_check_url),
+        check_revocation=section.flag("check_revocation", default=True),
+        tls=Tls(ca_bundle=section.file("ca_bundle")),
+        proxy=section.text("proxy", check=_check_proxy) or None,
+        timeout=section.seconds("timeout", 30),
+    )
+    for key in ("customer_uri", "login", "password", "org_id", "cert_type", "term"):
+        if section.value(key) is not None:
+            section.problem(key, "belongs to api: admin, which this version does not support")
+    for key in ("password_file", "password_env", "password_command"):
+        if section.value(key) is not None:
+            section.problem(key, "belongs to api: admin, which this version does not support")
+    section.close()
+    return config
+
+
+def _parse_tls(section: Section) -> Tls:
+    verify = section.flag("verify", default=True)
+    tls = Tls(
+        ca_bundle=section.file("ca_bundle"),
+        fingerprint=section.text("fingerprint", check=_check_fingerprint) or None,
+        verify=verify,
+    )
+    given = [key for key in ("ca_bundle", "fingerprint") if section.given(key)]
+    given += [] if verify else ["verify: false"]
+    if len(given) > 1:
+        section.problem("", f"give at most one of {', '.join(given)}")
+    return tls
+
+
+def parse_appliance(section: Section) -> Appliance:
+    """Read a ``citrix:`` block."""
+    if isinstance(section.value("host"), list):
+        section.problem("host", "two nodes of an HA pair are not supported by this version")
+        host = ""
+    else:
+        host = section.text("host", required=True, check=_check_host)
+    if section.given("partition"):
+        section.problem("partition", "admin partitions are not supported by this version")
+    section.value("partition")
+    appliance = Appliance(
+        host=host,
+        username=section.text("username", required=True, limit=127),
+        password=section.secret("password"),
+        tls=_parse_tls(section),
+        timeout=section.seconds("timeout", 60),
+        ssl_directory=section.text("ssl_directory", SSL_DIRECTORY, check=_check_directory),
+    )
+    section.close()
+    return appliance
+
+
+def _notices(appliance: Appliance) -> tuple[str, ...]:
+    if appliance.tls.verify:
+        return ()
+    return (f"citrix.verify is false: nothing proves that {appliance.host} is the appliance",)
+
+
+def _parse_citrix(
+    root: Section,
+    appliance_named: Callable[[str, list[str]], Appliance],
+    problems: list[str],
+) -> Appliance:
+    if not isinstance(root.value("citrix"), str):
+        return parse_appliance(root.section("citrix", required=True))
+    try:
+        return appliance_named(root.text("citrix"), problems)
+    except ValueError as error:
+        root.problem("citrix", str(error))
+        return NO_APPLIANCE
+
+
+def _parse_virtual_servers(root: Section) -> tuple[VirtualServer, ...]:
+    servers: list[VirtualServer] = []
+    for section in root.sections("virtual_servers"):
+        connect = section.text("connect", check=_check_connect)
+        server = VirtualServer(
+            name=section.text("name", required=True, limit=127),
+            kind=section.choice("type", VIRTUAL_SERVER_KINDS),
+            connect=split_host_port(connect, None) if connect else None,
+        )
+        if section.flag("sni", default=False):
+            section.problem("sni", "SNI certificates are not supported by this version")
+        if server.name and server.name in [other.name for other in servers]:
+            section.problem("name", f'the virtual server "{server.name}" stands twice')
+        servers.append(server)
+        section.close()
+    return tuple(servers)
+
+
+def _parse_certkey(certificate: Section, profile_name: str) -> str:
+    if certificate.given("name"):
+        return certificate.text("name", check=_check_certkey)
+    certificate.value("name")
+    default = shorten(profile_name)
+    try:
+        return _check_certkey(default)
+    except ValueError:
+        certificate.problem("name", "is missing, and the file's name cannot name a certkey")
+        return default
+
+
+def _parse_subject(certificate: Section, common_name: str) -> Subject:
+    return Subject(
+        common_name=common_name,
+        organization=certificate.text("organization", required=True, limit=64),
+        organizational_unit=certificate.text("organizational_unit", limit=64),
+        locality=certificate.text("locality", limit=128),
+        state=certificate.text("state", required=True, limit=128),
+        country=certificate.text("country", required=True, check=_check_country),
+        email=certificate.text("email", check=_check_email, limit=255),
+    )
+
+
+def _parse_enrollment(section: Section) -> Enrollment:
+    enrollment = Enrollment(
+        comments=section.text("comments", limit=1024),
+        external_requester=section.text("external_requester", limit=512),
+        custom_fields=section.pairs("custom_fields"),
+        profile_id=section.number("profile_id"),
+        term=section.number("term", most=3650),
+        max_wait=section.seconds("max_wait", 600, least=0, most=86400),
+    )
+    section.close()
+    return enrollment
+
+
+def parse_profile(
+    name: str,
+    document: object,
+    source: Source,
+    appliance_named: Callable[[str, list[str]], Appliance],
+    problems: list[str],
+) -> Profile:
+    """Read one certificate profile; what is wrong is added to ``problems``.
+
+    ``appliance_named`` returns the appliance of a file in appliances/ and adds that file's
+    problems; it raises ValueError where there is no such file.
+    """
+    root = Section(document, source, problems)
+    appliance = _parse_citrix(root, appliance_named, problems)
+    servers = _parse_virtual_servers(root)
+    certificate = root.section("certificate", required=True)
+    renewal = root.section("renewal")
+    verification = root.section("verification")
+    common_name = certificate.text("common_name", required=True, check=_check_common_name)
+    names = (common_name, *certificate.texts("subject_alternative_names", check_name))
+    profile = Profile(
+        name=name,
+        appliance=appliance,
+        virtual_servers=servers,
+        certkey=_parse_certkey(certificate, name),
+        subject=_parse_subject(certificate, common_name),
+        names=tuple(dict.fromkeys(names)),
+        key_type=certificate.choice("key_type", KEY_TYPES, "RSA-2048"),
+        auto_renew=renewal.flag("auto_renew", default=True),
+        window=renewal.window("expiry_window"),
+        on_change=renewal.choice("on_change", ("replace", "enroll", "report"), "replace"),
+        enrollment=_parse_enrollment(root.section("enrollment")),
+        handshake=verification.choice("handshake", ("try", "required", "off"), "try"),
+        notices=_notices(appliance),
+    )
+    for section in (certificate, renewal, verification, root):
+        section.close()
+    return profile
+
+
+def twins(profiles: Iterable[Profile]) -> dict[str, str]:
+    """Return, by profile, what is wrong where two profiles ask for one certkey on one appliance."""
+    owners: dict[tuple[tuple[str, int], str], list[str]] = {}
+    for profile in profiles:
+        owners.setdefault((profile.appliance.address, profile.certkey), []).append(profile.name)
+    return {
+        name: f'the certkey "{certkey}" on {host} is also that of '
+        + ", ".join(other for other in names if other != name)
+        for ((host, _), certkey), names in owners.items()
+        if len(names) > 1
+        for name in names
+    }
+
+
+# ----- 3. Certificates ------------------------------------------------------------------------
+
+_PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+_CURVES = {"secp256r1": "ECDSA-P256", "secp384r1": "ECDSA-P384"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """A certificate that was read: what decisions and comparisons need of it.
+
+    ``names`` holds DNS names and IP addresses in their normal form; ``serial`` is upper-case hex
+    without leading zeros.
+    """
+
+    pem: str
+    fingerprint: str
+    serial: str
+    subject: str
+    issuer: str
+    common_name: str
+    names: tuple[str, ...]
+    key_type: str
+    not_before: dt.datetime
+    not_after: dt.datetime
+
+
+def normal_serial(text: str) -> str:
+    """Return a serial number as upper-case hex without leading zeros, for comparing."""
+    return text.upper().removeprefix("0X").replace(":", "").strip().lstrip("0") or "0"
+
+
+def key_type_of(key: PublicKeyTypes) -> str:
+    """Return the name that a profile has for a key such as this one."""
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+    if isinstance(key, rsa.RSAPublicKey):
+        return f"RSA-{key.key_size}"
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return _CURVES.get(key.curve.name, key.curve.name)
+    return type(key).__name__
+
+
+def _names_of(extensions: x509.Extensions) -> tuple[str, ...]:
+    from cryptography import x509
+
+    try:
+        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    domains = [name.lower() for name in names.get_values_for_type(x509.DNSName)]
+    return (*domains, *(str(address) for address in names.get_values_for_type(x509.IPAddress)))
+
+
+def _common_name_of(name: x509.Name) -> str:
+    from cryptography.x509.oid import NameOID
+
+    values = name.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(values[0].value) if values else ""
+
+
+def _load(data: bytes) -> x509.Certificate:
+    from cryptography import x509
+
+    if block := _PEM_BLOCK.search(data):
+        return x509.load_pem_x509_certificate(block[0])
+    return x509.load_der_x509_certificate(data)
+
+
+def _describe(certificate: x509.Certificate) -> Certificate:
+    from cryptography.hazmat.primitives import hashes, serialization
+
+    return Certificate(
+        pem=certificate.public_bytes(serialization.Encoding.PEM).decode(),
+        fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
+        serial=normal_serial(f"{certificate.serial_number:X}"),
+        subject=certificate.subject.rfc4514_string(),
+        issuer=certificate.issuer.rfc4514_string(),
+        common_name=_common_name_of(certificate.subject),
+        names=_names_of(certificate.extensions),
+        key_type=key_type_of(certificate.public_key()),
+        # not_valid_*_utc came with cryptography 42, which is the oldest that is asked for
+        not_before=certificate.not_valid_before_utc,
+        not_after=certificate.not_valid_after_utc,
+    )
+
+
+def read_certificate(data: bytes) -> Certificate:
+    """Read one certificate in PEM or DER; ValueError when it is none."""
+    return _describe(_load(data))
+
+
+def covers(held: Iterable[str], wanted: Iterable[str]) -> bool:
+    """Tell whether a certificate for the names ``held`` serves every name in ``wanted``."""
+    names = set(held)
+    return all(name in names or f"*.{name.partition('.')[2]}" in names for name in wanted)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def check_csr(pem: bytes, profile: Profile) -> str:
+    """Compare the CSR that the appliance made with the profile and return it in PEM.
+
+    Raises AgentError (mismatch): what is ordered is what was asked, or nothing is.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+
+    try:
+        csr = x509.load_pem_x509_csr(pem)
+        names, signed = set(_names_of(csr.extensions)), csr.is_signature_valid
+    except ValueError:
+        raise AgentError("mismatch", "the CSR that the appliance made cannot be read") from None
+    wrong = []
+    if not signed:
+        wrong.append("its signature is not valid")
+    if key_type_of(csr.public_key()) != profile.key_type:
+        wrong.append(f"its key is {key_type_of(csr.public_key())}, not {profile.key_type}")
+    if _common_name_of(csr.subject).lower() != profile.subject.common_name:
+        wrong.append(f"its common name is not {profile.subject.common_name}")
+    if names != set(profile.names):
+        wrong.append(f"its names are {_listed(names)}, not {_listed(profile.names)}")
+    if wrong:
+        raise AgentError(
+            "mismatch", f"the CSR that the appliance made is not what was asked: {'; '.join(wrong)}"
+        )
+    return csr.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _is_self_signed(certificate: x509.Certificate) -> bool:
+    return certificate.issuer == certificate.subject
+
+
+def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _issuers(leaf: x509.Certificate, pool: Sequence[x509.Certificate]) -> list[x509.Certificate]:
+    """Return the intermediates above a leaf, nearest first.
+
+    Of several certificates for one issuer (a root and its cross-signed twin) the cross-signed one
+    is taken: it leads to an older root as well, which more clients trust.
+    """
+    chain: list[x509.Certificate] = []
+    current = leaf
+    while current.issuer != current.subject:
+        above = [other for other in pool if other not in (leaf, *chain) and _signed(current, other)]
+        if not above:
+            break
+        current = min(above, key=_is_self_signed)
+        chain.append(current)
+    if not chain:
+        raise AgentError(
+            "mismatch",
+            "SCM's answer does not hold the issuer of the certificate, or it does not fit",
+        )
+    return [certificate for certificate in chain if not _is_self_signed(certificate)]
+
+
+def iso(moment: dt.datetime) -> str:
+    """Return a time as ISO 8601 in UTC, to the second."""
+    return moment.astimezone(dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def check_issued(
+    answer: bytes, csr_pem: str, names: Iterable[str], now: dt.datetime
+) -> list[Certificate]:
+    """Return leaf and intermediates of SCM's answer, leaf first, without the root.
+
+    The leaf is the certificate for the CSR's key, wherever it stands; the chain is built by name
+    and signature. Raises AgentError (mismatch) when leaf, names, dates or chain are wrong.
+    """
+    from cryptography import x509
+
+    wanted = x509.load_pem_x509_csr(csr_pem.encode()).public_key()
+    try:
+        pool = [x509.load_pem_x509_certificate(block) for block in _PEM_BLOCK.findall(answer)]
+        leaves = [certificate for certificate in pool if certificate.public_key() == wanted]
+    except ValueError:
+        raise AgentError(
+            "mismatch", "SCM's answer holds a certificate that cannot be read"
+        ) from None
+    if not leaves:
+        raise AgentError("mismatch", "SCM issued a certificate for another key than the CSR's")
+    leaf = _describe(leaves[0])
+    if missing := set(names) - set(leaf.names):
+        raise AgentError("mismatch", f"the issued certificate lacks the names {_listed(missing)}")
+    if not leaf.not_before - dt.timedelta(days=1) <= now < leaf.not_after:
+        raise AgentError(
+            "mismatch",
+            f"the issued certificate is valid from {iso(leaf.not_before)} to "
+            f"{iso(leaf.not_after)}, not now",
+        )
+    return [leaf, *(_describe(issuer) for issuer in _issuers(leaves[0], pool))]
+
+
+# ----- 4. Planning ----------------------------------------------------------------------------
+
+LAPSE = dt.timedelta(days=7)
+"""What is left when waiting for the operator ends: a certificate must not lapse over a question."""
+
+
+class Step(enum.Enum):
+    """The one pipeline, in order; every plan is a suffix of it."""
+
+    CREATE_KEY = "create_key"
+    CREATE_CSR = "create_csr"
+    ORDER = "order"
+    COLLECT = "collect"
+    UPLOAD = "upload"
+    INSTALL = "install"
+    LINK = "link"
+    BIND = "bind"
+    SAVE = "save"
+    VERIFY = "verify"
+    CLEAN_UP = "clean_up"
+
+
+PIPELINE = tuple(Step)
+Action = Literal["enroll", "renew", "replace"]
+"""What is asked of SCM."""
+
+
+@dataclasses.dataclass
+class Generation:
+    """A certificate on the appliance, as remembered: its files there, and where it came from."""
+
+    serial: str
+    key_file: str
+    cert_file: str
+    names: list[str]  # as they were ordered; a CA may add some
+    key_type: str
+    pem: str  # leaf and intermediates
+    cert_id: str | None = None
+    ours: bool = True  # made by this tool: its files may be deleted by this tool
+
+
+@dataclasses.dataclass
+class Order:
+    """A certificate on its way, from the wish for a key until it is installed and saved."""
+
+    action: Action
+    outcome: str
+    reason: str
+    wish: str  # digest of what the profile asked for
+    names: list[str]
+    key_type: str
+    started: str
+    key_file: str
+    csr_file: str
+    cert_file: str
+    replace_bound: bool = False  # the operator agreed to replace other default certificates
+    key_created: bool = False
+    csr: str | None = None
+    sent: str | None = None  # since then an order may exist at SCM
+    cert_id: str | None = None
+    refused: str | None = None  # SCM's words, after the order was placed
+    failed: str | None = None  # why it could not be used, though it was placed
+    pem: str | None = None  # leaf and intermediates, once issued
+    serial: str | None = None
+    uploaded: bool = False
+    replaces: Generation | None = None  # what the certkey held before
+
+
+@dataclasses.dataclass
+class Record:
+    """What neither the appliance nor SCM can tell about a profile."""
+
+    profile: str
+    installed: Generation | None = None
+    previous: Generation | None = None
+    order: Order | None = None
+    finishing: str | None = None  # the outcome of an installation whose last steps are not done
+    unsaved: bool = False  # the appliance's configuration was changed and not saved yet
+    unverified: bool = False  # what the virtual servers present was not compared yet
+    litter: list[str] = dataclasses.field(default_factory=list)  # files of ours without a use
+    seen: str | None = None  # PEM of a certificate that this tool did not order
+
+
+@dataclasses.dataclass(frozen=True)
+class Intent:
+    """What the operator asked for."""
+
+    command: str = "run"
+    force: bool = False
+    cert_id: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """What was found for one profile.
+
+    ``certificate`` is what the certkey holds; ``conflicts`` names, per virtual server, the certkey
+    that would be pushed out; ``record`` is read, never changed, by the decision.
+    """
+
+    now: dt.datetime
+    record: Record
+    certificate: Certificate | None = None
+    linked: bool = True
+    unbound: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+    revoked: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What will be done, and why. Without a ``first`` step there is nothing to do.
+
+    ``action`` is what is asked of SCM; ``resumes`` tells whether the open order is gone on with
+    (one that is not is given up).
+    """
+
+    outcome: str
+    reason: str
+    first: Step | None = None
+    action: Action | None = None
+    resumes: bool = False
+    cert_id: str | None = None  # the operator's answer to an unknown outcome
+    warnings: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    def steps(self, profile: Profile) -> tuple[Step, ...]:
+        if self.first is None:
+            return ()
+        steps = PIPELINE[PIPELINE.index(self.first) :]
+        return tuple(s for s in steps if s is not Step.VERIFY or profile.handshake != "off")
+
+
+def wish_of(profile: Profile) -> str:
+    """Return a digest of all that an order is made of: it changes when the order would."""
+    wish = (profile.appliance.host, profile.subject, profile.names, profile.key_type)
+    return hashlib.sha256(repr((wish, profile.enrollment)).encode()).hexdigest()
+
+
+def conflict_text(name: str, conflicts: Iterable[str]) -> str:
+    return (
+        f"{'; '.join(conflicts)}: unbind it, or replace it with "
+        f"citrixagent.py enroll --force {name}"
+    )
+
+
+def _adopt_order(profile: Profile, order: Order | None, cert_id: str) -> Plan:
+    if order is None or order.csr is None:
+        raise AgentError(
+            "state", f"{profile.name} has no open order: its certificate {cert_id} has no key here"
+        )
+    if order.pem:
+        raise AgentError("state", f"order {order.cert_id} of {profile.name} is issued already")
+    return Plan(order.outcome, order.reason, Step.COLLECT, resumes=True, cert_id=cert_id)
+
+
+def _next_step(order: Order, seen: Observed) -> Step:
+    """Return the first step that an open order still needs; it is closed by the save."""
+    installed = bool(seen.certificate and order.serial == seen.certificate.serial)
+    done = {
+        Step.CREATE_KEY: order.key_created,
+        Step.CREATE_CSR: order.csr is not None,
+        Step.ORDER: order.cert_id is not None,
+        Step.COLLECT: order.pem is not None,
+        Step.UPLOAD: order.uploaded,
+        Step.INSTALL: installed,
+        Step.LINK: installed and seen.linked,
+        Step.BIND: not seen.unbound,
+    }
+    return next((step for step, is_done in done.items() if not is_done), Step.SAVE)
+
+
+def _new(outcome: str, reason: str, action: Action) -> Plan:
+    return Plan(outcome, reason, Step.CREATE_KEY, action)
+
+
+def _managed(seen: Observed) -> bool:
+    """Tell whether the certificate installed is the one that this tool ordered."""
+    installed, certificate = seen.record.installed, seen.certificate
+    return bool(
+        installed and installed.cert_id and certificate and installed.serial == certificate.serial
+    )
+
+
+def _due(profile: Profile, certificate: Certificate, now: dt.datetime) -> tuple[bool, str]:
+    """Return whether a certificate is due, and the numbers behind it."""
+    window, _ = profile.window.of(certificate.not_after - certificate.not_before)
+    left = certificate.not_after - now
+    if left <= dt.timedelta(0):
+        return True, f"expired at {iso(certificate.not_after)}"
+    return left <= window, f"{left.days} days left, window is {window.days} days"
+
+
+def _cut_window(profile: Profile, certificate: Certificate) -> tuple[str, ...]:
+    window, cut = profile.window.of(certificate.not_after - certificate.not_before)
+    if not cut:
+        return ()
+    text = "renewal.expiry_window is longer than two thirds of the certificate's lifetime"
+    return (f"{text}: {window.days} days are used",)
+
+
+def _enroll_command(
+    profile: Profile, intent: Intent, *, due: bool, anew: bool, reason: str
+) -> Plan:
+    if due:
+        return _new("renewed", reason, "enroll")
+    if not (intent.force or anew):
+        raise AgentError(
+            "state",
+            f"a valid certificate is installed and not due ({reason}): use "
+            f"citrixagent.py enroll --force {profile.name} to order another one all the same",
+        )
+    return _new("enrolled", "asked for by the operator", "enroll")
+
+
+def _change(profile: Profile, certificate: Certificate, installed: Generation | None) -> str:
+    """Say how profile and certificate differ in names or key type; empty where they agree.
+
+    What this tool ordered is compared with what was ordered (a CA may add names); what was there
+    before need only cover the profile, and where its names are not known, its common name.
+    """
+    wanted = set(profile.names)
+    if installed and installed.ours and installed.serial == certificate.serial:
+        same = set(installed.names) == wanted and installed.names[0] == profile.names[0]
+    elif certificate.names:
+        same = covers(certificate.names, wanted)
+    else:
+        same = covers([certificate.common_name], [profile.subject.common_name])
+    if not same:
+        held = _listed(certificate.names or [certificate.common_name])
+        return f"the certificate is for {held}, the profile asks for {_listed(profile.names)}"
+    if certificate.key_type != profile.key_type:
+        return f"the key is {certificate.key_type}, the profile asks for {profile.key_type}"
+    return ""
+
+
+def _changed(profile: Profile, seen: Observed, change: str) -> Plan:
+    if profile.on_change == "replace" and _managed(seen):
+        return _new("replaced", change, "replace")
+    return _new("enrolled", change, "enroll")
+
+
+def _not_renewed(profile: Profile, certificate: Certificate, now: dt.datetime, reason: str) -> str:
+    text = f"{reason}, and renewal.auto_renew is false"
+    if certificate.not_after - now <= LAPSE:
+        raise AgentError(
+            "state", f"{text}: run citrixagent.py enroll {profile.name} before it expires"
+        )
+    return text
+
+
+def _repair(seen: Observed, reason: str) -> Plan:
+    """Return what is missing around an installed certificate, if only what a cut-off run left."""
+    record = seen.record
+    missing = {
+        Step.LINK: "its chain is not linked" * (not seen.linked),
+        Step.BIND: f"not bound to {', '.join(seen.unbound)}" * bool(seen.unbound),
+        Step.SAVE: "the configuration was not saved" * record.unsaved,
+        Step.VERIFY: "what is presented was not verified" * record.unverified,
+    }
+    for step, text in missing.items():
+        if text:
+            return Plan(record.finishing or "repaired", text, step)
+    if record.finishing or record.litter:
+        return Plan(record.finishing or "unchanged", reason, Step.CLEAN_UP)
+    return Plan("unchanged", reason)
+
+
+def _start(profile: Profile, seen: Observed, intent: Intent, *, anew: bool = False) -> Plan:
+    """Decide about a profile without an order to go on with; ``anew``: one was given up."""
+    certificate = seen.certificate
+    if certificate is None:
+        return _new("enrolled", "no certificate is installed", "enroll")
+    due, reason = _due(profile, certificate, seen.now)
+    if intent.command == "enroll":
+        return _enroll_command(profile, intent, due=due, anew=anew, reason=reason)
+    if seen.revoked:
+        return _new("enrolled", "it was revoked at SCM", "enroll")
+    notices = _cut_window(profile, certificate)
+    change = _change(profile, certificate, seen.record.installed)
+    if due and profile.auto_renew:
+        renewable = _managed(seen) and not change
+        plan = _new("renewed", reason, "renew" if renewable else "enroll")
+        return dataclasses.replace(plan, notices=notices)
+    if change and profile.on_change != "report":
+        return _changed(profile, seen, change)
+    if change:
+        raise AgentError("state", f"{change} (renewal.on_change is report)")
+    warnings = (_not_renewed(profile, certificate, seen.now, reason),) if due else ()
+    return dataclasses.replace(_repair(seen, reason), warnings=warnings, notices=notices)
+
+
+def _unplaced(profile: Profile, seen: Observed, order: Order, intent: Intent) -> Plan:
+    """Decide afresh; where an order is still needed, the key and CSR that are there will do."""
+    plan = _start(profile, seen, intent)
+    if not plan.action or order.wish != wish_of(profile):
+        return plan
+    return dataclasses.replace(plan, first=_next_step(order, seen), resumes=True)
+
+
+def _check_refused(profile: Profile, order: Order, intent: Intent) -> None:
+    """Let a new order be placed after a no only where somebody asks for it, or for another one."""
+    if intent.command == "run" and order.wish == wish_of(profile):
+        raise AgentError(
+            "declined",
+            f"{order.refused}: nothing is ordered again until the profile is edited or you run "
+            f"citrixagent.py enroll {profile.name}",
+        )
+
+
+def unknown_outcome_text(name: str, order: Order) -> str:
+    """Say what is unknown and what the operator can do about it."""
+    return (
+        f"the order sent at {order.sent} may or may not have been placed. Look for "
+        f"{order.names[0]} in SCM: if it is there, run citrixagent.py enroll --cert-id ID {name}; "
+        f"if it is not, run citrixagent.py enroll --force {name}"
+    )
+
+
+def _check_unknown_outcome(profile: Profile, seen: Observed, order: Order, *, forced: bool) -> None:
+    """Let a new order be placed only where the operator says so or the certificate would lapse."""
+    left = seen.certificate.not_after - seen.now if seen.certificate else None
+    lapsing = profile.auto_renew and left is not None and left < LAPSE
+    if not (lapsing or forced):
+        raise AgentError("unknown_outcome", unknown_outcome_text(profile.name, order))
+
+
+def _still_serves(profile: Profile, order: Order) -> bool:
+    """Tell whether what was ordered serves the profile as it is now."""
+    return set(profile.names) <= set(order.names) and order.key_type == profile.key_type
+
+
+def _edited_text(profile: Profile, order: Order) -> str:
+    return (
+        f"order {order.cert_id} is open for {_listed(order.names)} ({order.key_type}), but the "
+        f"profile now asks for {_listed(profile.names)} ({profile.key_type}): put the profile "
+        f"back, or give the order up with citrixagent.py enroll --force {profile.name}"
+    )
+
+
+def _placed(profile: Profile, seen: Observed, order: Order, intent: Intent) -> Plan | None:
+    """Go on with an order that SCM has or may have; None where a new one is to be placed."""
+    forced = intent.force and intent.command == "enroll"
+    if order.refused:
+        _check_refused(profile, order, intent)
+        return None
+    if order.cert_id is None:
+        _check_unknown_outcome(profile, seen, order, forced=forced)
+        return None
+    if not _still_serves(profile, order) and not forced:
+        raise AgentError("state", _edited_text(profile, order))
+    if forced and (order.failed or not _still_serves(profile, order)):
+        return None
+    return Plan(order.outcome, order.reason, _next_step(order, seen), resumes=True)
+
+
+def _decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
+    order = seen.record.order
+    if intent.cert_id:
+        return _adopt_order(profile, order, intent.cert_id)
+    if order is None:
+        return _start(profile, seen, intent)
+    if order.sent is None:
+        return _unplaced(profile, seen, order, intent)
+    return _placed(profile, seen, order, intent) or _start(profile, seen, intent, anew=True)
+
+
+def decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
+    """Decide what a profile needs.
+
+    Raises AgentError where the present situation forbids to go on: then nothing is done.
+    """
+    plan = _decide(profile, seen, intent)
+    order = seen.record.order if plan.resumes else None
+    agreed = intent.force or (order is not None and order.replace_bound)
+    # What is installed is renewed all the same: only the binding is then refused, at the end.
+    if plan.first and seen.conflicts and not agreed and not (plan.action and seen.certificate):
+        raise AgentError("state", conflict_text(profile.name, seen.conflicts))
+    return plan
+
+
+# ----- 5. HTTP --------------------------------------------------------------------------------
+
+_RETRY_DELAYS = (0.5, 1.0, 2.0)  # seconds
+_LONGEST_PAUSE = 60.0  # seconds; a server that asks for more is left alone until the next run
+_TRANSIENT = frozenset({429, 500, 502, 503, 504})
+
+
+def utc_now() -> dt.datetime:
+    return dt.datetime.now(dt.timezone.utc)
+
+
+class Interrupt:
+    """The wish of SIGINT and SIGTERM, looked at before every request and while waiting."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.signal = 0
+
+    def handle(self, number: int, _frame: object) -> None:
+        self.signal = number
+        self._event.set()
+
+    def check(self) -> None:
+        if self._event.is_set():
+            raise Interrupted
+
+    def wait(self, seconds: float) -> None:
+        self._event.wait(seconds)
+        self.check()
+
+
+class Redactor:
+    """Replaces every secret that the program has come to know, wherever text leaves it.
+
+    Texts of less than four characters are left alone: they stand in every other word.
+    """
+
+    def __init__(self) -> None:
+        self._secrets: set[str] = set()
+
+    def add(self, secret: str) -> None:
+        if len(secret) >= 4:
+            self._secrets |= {secret, urllib.parse.quote(secret, safe=""), json.dumps(secret)[1:-1]}
+
+    def hide_in(self, data: Any) -> Any:  # noqa: ANN401 - JSON
+        """Return JSON data with the secrets hidden in its texts."""
+        if isinstance(data, str):
+            return self.hide(data)
+        if isinstance(data, dict):
+            return {key: self.hide_in(value) for key, value in data.items()}
+        return [self.hide_in(item) for item in data] if isinstance(data, list) else data
+
+    def hide(self, text: str) -> str:
+        for secret in sorted(self._secrets, key=len, reverse=True):
+            text = text.replace(secret, "<hidden>")
+        return text
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+    def json(self) -> Document | None:
+        """Return the JSON object in the body; None where there is none."""
+        try:
+            data = json.loads(self.body)
+        except ValueError:
+            return None
+        return data if isinstance(data, dict) else None
+
+    def retry_after(self) -> float | None:
+        """Return the seconds that the server asks to be left alone; None where it does not say."""
+        value = self.headers.get("Retry-After", "").strip()
+        if not value or value.isdigit():
+            return float(value) if value else None
+        with contextlib.suppress(ValueError, TypeError):
+            return (email.utils.parsedate_to_datetime(value) - utc_now()).total_seconds()
+        return 0.0
+
+
+@dataclasses.dataclass
+class Link:
+    """What every connection of the program shares."""
+
+    interrupt: Interrupt
+    redactor: Redactor
+
+
+def _pause(answer: Answer, delay: float | None, *, repeatable: bool) -> float | None:
+    """Return how long to wait before sending the request again; None where the answer stands."""
+    asked = answer.retry_after()
+    carried_out = answer.status != 429 and not (answer.status == 503 and asked is not None)
+    if delay is None or answer.status not in _TRANSIENT or (carried_out and not repeatable):
+        return None
+    if asked is not None and asked > _LONGEST_PAUSE:
+        return None
+    return max(delay, asked or 0)
+
+
+def _session(tls: Tls) -> requests.Session:
+    import http.cookiejar
+
+    import requests
+    import urllib3
+
+    session = requests.Session()
+    session.trust_env = False  # neither ~/.netrc nor REQUESTS_CA_BUNDLE may override what is asked
+    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+    session.headers["User-Agent"] = f"citrixagent/{__version__}"
+    if tls.fingerprint:
+        adapter = requests.adapters.HTTPAdapter()
+        adapter.init_poolmanager(1, 1, assert_fingerprint=tls.fingerprint)
+        session.mount("https://", adapter)
+    if not tls.verify:
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+    return session
+
+
+def _verification(tls: Tls) -> str | bool:
+    """Return what requests takes as ``verify``; without a wish, the trust of the system."""
+    if tls.fingerprint or not tls.verify:
+        return False
+    if tls.ca_bundle:
+        return tls.ca_bundle
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile:
+        return paths.cafile
+    return paths.capath if paths.capath and os.listdir(paths.capath) else True  # noqa: PTH208
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error and those below it, down to the system's or TLS's own."""
+    found: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in found:
+        found.append(current)
+        inner = [value for value in current.args if isinstance(value, BaseException)]
+        reason = getattr(current, "reason", None)
+        below = reason if isinstance(reason, BaseException) else None
+        current = (
+            below or (inner[-1] if inner else None) or current.__cause__ or current.__context__
+        )
+    return found
+
+
+def _is_distrust(error: BaseException) -> bool:
+    mismatch = "ingerprints did not match" in str(error)
+    return mismatch or isinstance(error, ssl.SSLCertVerificationError)
+
+
+def _is_no_connection(error: BaseException) -> bool:
+    """Tell whether a request cannot have been sent; after anything else it may be carried out."""
+    import urllib3
+
+    before = (urllib3.exceptions.NewConnectionError, socket.gaierror, ConnectionRefusedError)
+    return isinstance(error, before) or "Tunnel connection failed" in str(error)
+
+
+def _words(reason: BaseException) -> str:
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return reason.verify_message
+    if "ingerprint" in str(reason):
+        return "its fingerprint is another one"
+    if isinstance(reason, OSError) and reason.strerror:
+        return reason.strerror
+    return f"the connection broke ({type(reason).__name__})"
+
+
+class Transport:
+    """Sends requests to one server: TLS and a time limit on each, one rule for repeating them."""
+
+    def __init__(
+        self,
+        label: str,
+        tls: Tls,
+        timeout: int,
+        link: Link,
+        proxies: Callable[[str], Mapping[str, str]] | None = None,
+    ) -> None:
+        self._label = label
+        self._verify = _verification(tls)
+        self._timeout = timeout
+        self._link = link
+        self._proxies = proxies
+        self._session = _session(tls)
+        self.is_ending = False  # a last request is sent also after an interruption
+
+    def close(self) -> None:
+        self._session.close()
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        repeatable: bool,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+    ) -> Answer:
+        """Send a request and return the answer, whatever its status.
+
+        A ``repeatable`` one is sent again after a broken connection or a passing status; any other
+        only where it cannot have been carried out: no connection, 429, 503 with Retry-After. A
+        time-out is never tried again: a server that is down costs one. Raises TransportError.
+        """
+        if not repeatable:
+            self._session.close()  # a kept connection that breaks would leave the outcome unknown
+        for delay in (*_RETRY_DELAYS, None):
+            pause = delay
+            try:
+                answer = self._send_once(method, url, headers, body)
+            except TransportError as error:
+                final = error.kind == "untrusted" or error.timed_out
+                if delay is None or final or (error.sent and not repeatable):
+                    raise
+            else:
+                pause = _pause(answer, delay, repeatable=repeatable)
+                if pause is None:
+                    return answer
+            log.debug("%s: trying again in %.1f s", self._label, pause or 0)
+            self._link.interrupt.wait((pause or 0) * random.uniform(1, 1.2))  # noqa: S311 - jitter
+        raise AssertionError("the last round returns or raises")
+
+    def _send_once(
+        self, method: str, url: str, headers: Mapping[str, str] | None, body: bytes | None
+    ) -> Answer:
+        import requests
+
+        if not self.is_ending:
+            self._link.interrupt.check()
+        call = f"{method} {urllib.parse.urlsplit(url).path}"
+        start = time.monotonic()
+        try:
+            response = self._session.request(
+                method,
+                url,
+                data=body,
+                headers=headers,
+                timeout=self._timeout,
+                verify=self._verify,
+                proxies=dict(self._proxies(url)) if self._proxies else None,
+                allow_redirects=False,
+            )
+        except requests.RequestException as error:
+            log.debug("%s: %s: %s", self._label, call, type(error).__name__)
+            raise self._explain(error) from None
+        took = (time.monotonic() - start) * 1000
+        log.debug("%s: %s: %s (%.0f ms)", self._label, call, response.status_code, took)
+        return Answer(response.status_code, response.content, response.headers)
+
+    def _explain(self, error: requests.RequestException) -> TransportError:
+        import requests
+
+        causes = _causes(error)
+        if distrust := next(filter(_is_distrust, causes), None):
+            return TransportError(
+                "untrusted",
+                f"{self._label}: its TLS certificate is not trusted ({_words(distrust)}): set "
+                "ca_bundle to the PEM file of its CA, or, for an appliance, fingerprint",
+                sent=False,
+            )
+        if isinstance(error, requests.exceptions.ConnectTimeout):
+            text = f"no connection within {self._timeout} s"
+            return self._unreachable(text, sent=False, timed_out=True)
+        if isinstance(error, requests.exceptions.Timeout):
+            text = f"no answer within {self._timeout} s"
+            return self._unreachable(text, sent=True, timed_out=True)
+        sent = not any(map(_is_no_connection, causes))
+        proxy = isinstance(error, requests.exceptions.ProxyError) and not sent
+        words = f"the proxy does not connect: {_words(causes[-1])}" if proxy else _words(causes[-1])
+        return self._unreachable(words, sent=sent)
+
+    def _unreachable(self, text: str, *, sent: bool, timed_out: bool = False) -> TransportError:
+        return TransportError(
+            "unreachable",
+            f"{self._label}: {text}: check its address and the network between",
+            sent=sent,
+            timed_out=timed_out,
+        )
+
+
+def _probing_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _presented(context: ssl.SSLContext, host: str, port: int, server_name: str) -> bytes:
+    timeout = 5  # seconds
+    with (
+        socket.create_connection((host, port), timeout=timeout) as connection,
+        context.wrap_socket(connection, server_hostname=server_name) as tls,
+    ):
+        return tls.getpeercert(binary_form=True) or b""
+
+
+def presented_certificate(host: str, port: int, server_name: str, key_type: str) -> bytes:
+    """Return the DER certificate that a TLS server presents; OSError where there is none.
+
+    Where a server holds certificates of both key types, the one of ``key_type`` is asked for: only
+    TLS 1.2 lets a client choose, so a server without it is asked once more, without a choice.
+    Nothing is verified: the certificate is compared with the one that was installed.
+    """
+    with contextlib.suppress(ssl.SSLError):
+        context = _probing_context()
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers("aRSA" if key_type.startswith("RSA") else "aECDSA")
+        return _presented(context, host, port, server_name)
+    return _presented(_probing_context(), host, port, server_name)
+
+
+# ----- 6. NetScaler ---------------------------------------------------------------------------
+
+_RESOURCES = {
+    "load_balancing": "lbvserver",
+    "gateway": "vpnvserver",
+    "content_switching": "csvserver",
+    "authentication": "authenticationvserver",
+}
+_SHOW = {
+    "load_balancing": "show lb vserver",
+    "gateway": "show vpn vserver",
+    "content_switching": "show cs vserver",
+    "authentication": "show authentication vserver",
+}
+_LOGIN_REFUSED = frozenset({354, 355, 384, 1025, 1045, 1046, 1047, 1244})
+_FORBIDDEN = frozenset({371, 2138})
+_SESSION_LOST = frozenset({444, 1027})
+_CROWDED = frozenset({445, 446})
+_BUSY = frozenset({293, 1461})
+_EXISTS = 273
+_NO_CERTKEY = 1540
+_NO_LINK = 1545
+_ISSUER_MISMATCH = 1548
+_FILE_EXISTS = 1642
+_NO_FILE = frozenset({258, 1155, 3441})
+_UNKNOWN_OBJECT = frozenset({278, 1088, 1090, 1232})
+_REMEDIES: Mapping[int, str] = {
+    278: "this release does not take an argument that is needed",
+    354: "check username and password; it was tried once only, because appliances lock accounts",
+    355: "check username and password; it was tried once only, because appliances lock accounts",
+    368: "name the primary node as host",
+    445: "end sessions that are not needed, or raise the limit",
+    446: "end sessions that are not needed, or raise the limit",
+    1045: "log in to the appliance once and accept its agreement",
+    1046: "log in to the appliance once and change the password",
+    1047: "log in to the appliance once and change the password",
+    1067: "enable the SSL feature: enable ns feature SSL",
+    1106: "choose a shorter certificate.name",
+    1544: "a virtual server must be of a type that ends TLS, such as SSL",
+    1642: "a file of that name is there already: the next run takes another name",
+    1647: "a file is missing on the appliance or on the other node of its HA pair",
+    3585: "the certkey holds a certificate for another domain",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CertKey:
+    """A row of sslcertkey; times are None where the appliance does not tell them."""
+
+    name: str
+    cert_file: str
+    key_file: str
+    link: str
+    serial: str
+    subject: str
+    issuer: str
+    not_before: dt.datetime | None
+    not_after: dt.datetime | None
+    key_type: str
+    common_name: str
+    names: tuple[str, ...]  # empty before 14.1, which does not tell them
+    form: str  # PEM, DER or PFX
+
+    @property
+    def key_family(self) -> str:
+        return self.key_type.partition("-")[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    virtual_server: str
+    certkey: str
+    sni: bool
+    ca: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class VirtualServerRow:
+    """A row of lbvserver, vpnvserver, csvserver or authenticationvserver."""
+
+    name: str
+    service_type: str
+    address: str
+    port: int
+
+    def ends_tls(self) -> bool:
+        kind = self.service_type.upper()
+        return kind != "SSL_BRIDGE" and (kind.startswith(("SSL", "DTLS")) or kind == "HTTP_QUIC")
+
+
+def _rows(data: Document, resource: str) -> list[Document]:
+    """Return the rows under a resource's name: a list, an object or nothing, as releases differ."""
+    value = data.get(resource)
+    rows = value if isinstance(value, list) else [value]
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _is_true(value: object) -> bool:
+    return str(value).lower() in {"true", "yes", "1", "enabled"}
+
+
+def _appliance_time(value: object) -> dt.datetime | None:
+    """Read a time such as ``Aug  5 07:21:16 2021 GMT``."""
+    text = " ".join(str(value).replace("GMT", "+0000").split())
+    try:
+        return dt.datetime.strptime(text, "%b %d %H:%M:%S %Y %z")
+    except ValueError:
+        return None
+
+
+def _row_key_type(row: Document) -> str:
+    public_key, size = str(row.get("publickey") or "").lower(), row.get("publickeysize")
+    if "ec" in public_key and "rsa" not in public_key:
+        return f"ECDSA-P{size}"
+    return f"RSA-{size}"
+
+
+def _row_names(row: Document) -> tuple[str, ...]:
+    words = re.split(r"[\s,]+", f"{row.get('sandns') or ''} {row.get('sanipadd') or ''}")
+    names = [re.sub(r"^(DNS|IP|IP Address):", "", word).lower() for word in words]
+    return tuple(name for name in names if name)
+
+
+def _certkey(row: Document) -> CertKey:
+    subject = str(row.get("subject") or "").strip()
+    common_name = re.search(r"(?:^|,|/)\s*CN\s*=\s*([^,/]+)", subject)
+    return CertKey(
+        name=str(row.get("certkey") or ""),
+        cert_file=str(row.get("cert") or ""),
+        key_file=str(row.get("key") or ""),
+        link=str(row.get("linkcertkeyname") or ""),
+        serial=normal_serial(str(row.get("serial") or "")),
+        subject=subject,
+        issuer=str(row.get("issuer") or "").strip(),
+        not_before=_appliance_time(row.get("clientcertnotbefore")),
+        not_after=_appliance_time(row.get("clientcertnotafter")),
+        key_type=_row_key_type(row),
+        common_name=common_name[1].strip().lower() if common_name else "",
+        names=_row_names(row),
+        form=str(row.get("inform") or "PEM").upper(),
+    )
+
+
+def _port(value: object) -> int:
+    return int(str(value)) if str(value).isdigit() else 0
+
+
+def _twice(name: str) -> str:
+    """Encode an object's name for a path, where NITRO decodes it twice."""
+    return urllib.parse.quote(urllib.parse.quote(name, safe=""), safe="")
+
+
+def _arguments(values: Mapping[str, str]) -> str:
+    return "args=" + ",".join(
+        f"{key}:{urllib.parse.quote(value, safe='')}" for key, value in values.items()
+    )
+
+
+def _code(data: Document | None, key: str) -> int | None:
+    try:
+        return int(str((data or {})[key]))
+    except (KeyError, ValueError):
+        return None
+
+
+def _nitro_kind(code: int, status: int) -> Kind:
+    if code in _FORBIDDEN or (status == 403 and not code):
+        return "permission"
+    if code in _LOGIN_REFUSED or code in _SESSION_LOST or status == 401:
+        return "auth"
+    if code in _CROWDED or status in {429, 500, 502, 503, 504}:
+        return "unavailable"
+    return "standby" if code == 368 else "appliance"
+
+
+def _policy(asked: str) -> str:
+    """Return the command policy that would allow a command."""
+    words = [word for word in asked.split()[:3] if word.isalpha()]
+    pattern = "^" + r"\s+".join(words) + r"(\s|$)"
+    name = "citrixagent_" + "_".join(words)
+    return f"allow it with: add system cmdPolicy {name} ALLOW {pattern}"
+
+
+def _alternative_name(name: str) -> str:
+    with contextlib.suppress(ValueError):
+        return f"IP:{ipaddress.ip_address(name)}"
+    return f"DNS:{name}"
+
+
+class NetScaler:
+    """One NITRO session with one appliance.
+
+    Every method is one call, made of the NITRO reference's resource of that name; each raises
+    AgentError with what was asked (as the command line would say it), the appliance's code and
+    message, and what to do about it.
+    """
+
+    def __init__(self, appliance: Appliance, link: Link) -> None:
+        self._appliance = appliance
+        self._link = link
+        self._transport = Transport(appliance.host, appliance.tls, appliance.timeout, link)
+        self._token = ""
+        self.release = ""
+
+    # Session
+
+    def login(self) -> None:
+        self._token = ""
+        account = {"username": self._appliance.username}
+        account["password"] = self._appliance.password.value
+        data = self._patiently(
+            lambda: self._request("POST", "login", "login", body={"login": account}), _CROWDED
+        )
+        self._token = str(data.get("sessionid") or "")
+        if not self._token:
+            raise self._error(0, "the login gave no session", 200, "login", "auth")
+        self._link.redactor.add(self._token)
+
+    def logout(self) -> None:
+        """End the session; whatever comes of it changes nothing any more."""
+        if self._token:
+            self._transport.is_ending = True
+            with contextlib.suppress(AgentError):
+                self._request("POST", "logout", "logout", body={"logout": {}})
+        self._token = ""
+        self._transport.close()
+
+    def read_release(self) -> str:
+        """Return the release, such as ``13.1``; empty where it cannot be read from the answer."""
+        rows = _rows(self._get("nsversion", "show ns version"), "nsversion")
+        found = re.search(r"NS(\d+\.\d+)", str(rows[0].get("version"))) if rows else None
+        self.release = found[1] if found else ""
+        return self.release
+
+    def is_standby(self) -> bool:
+        data = self._get("hanode", "stat HA node", root="stat")
+        rows = _rows(data, "hanode")
+        if not rows or str(rows[0].get("hacurstatus", "YES")).upper() == "NO":
+            return False
+        return str(rows[0].get("hacurmasterstate", "Primary")).lower() == "secondary"
+
+    # Reading
+
+    def certkeys(self) -> dict[str, CertKey]:
+        rows = _rows(self._get("sslcertkey", "show ssl certKey"), "sslcertkey")
+        return {row.name: row for row in map(_certkey, rows)}
+
+    def certkey(self, name: str) -> CertKey | None:
+        try:
+            data = self._get("sslcertkey", f"show ssl certKey {name}", name=name)
+        except NitroError as error:
+            if error.code == _NO_CERTKEY:
+                return None
+            raise
+        rows = _rows(data, "sslcertkey")
+        return _certkey(rows[0]) if rows else None
+
+    def bindings(self, virtual_server: str = "") -> list[Binding]:
+        """Return the certificate bindings of one virtual server, or of all."""
+        resource = "sslvserver_sslcertkey_binding"
+        query = "" if virtual_server else "bulkbindings=yes"
+        asked = f"show ssl vserver {virtual_server}".strip()
+        data = self._get(resource, asked, name=virtual_server, query=query)
+        return [
+            Binding(
+                virtual_server=str(row.get("vservername") or virtual_server),
+                certkey=str(row.get("certkeyname") or ""),
+                sni=_is_true(row.get("snicert")),
+                ca=_is_true(row.get("ca")),
+            )
+            for row in _rows(data, resource)
+        ]
+
+    def virtual_servers(self, kind: str) -> dict[str, VirtualServerRow]:
+        resource = _RESOURCES[kind]
+        rows = _rows(self._get(resource, _SHOW[kind]), resource)
+        found = [
+            VirtualServerRow(
+                name=str(row.get("name") or ""),
+                service_type=str(row.get("servicetype") or "SSL"),
+                address=str(row.get("ipv46") or ""),
+                port=_port(row.get("port")),
+            )
+            for row in rows
+        ]
+        return {row.name: row for row in found}
+
+    def read_file(self, path: str) -> bytes | None:
+        """Return a file of the SSL directory (or at a path); None where there is none.
+
+        A private key is never asked for: this refuses names that end like one.
+        """
+        location, _, name = path.rpartition("/")
+        location = location or self._appliance.ssl_directory
+        if name.endswith(".key"):
+            raise AssertionError("private keys stay on the appliance")
+        arguments = _arguments({"filename": name, "filelocation": location})
+        asked = f"show system file {name}"
+        try:
+            data = self._get("systemfile", asked, query=arguments)
+        except NitroError as error:
+            if error.code in _NO_FILE:
+                return None
+            if error.code not in _UNKNOWN_OBJECT and error.code not in {1092, 1095, 1097}:
+                raise
+            # Releases before 13.0 name the file in the path.
+            data = self._old_read_file(name, location, asked)
+        rows = [row for row in _rows(data, "systemfile") if row.get("filecontent")]
+        return base64.b64decode(str(rows[0]["filecontent"])) if rows else None
+
+    def _old_read_file(self, name: str, location: str, asked: str) -> Document:
+        arguments = _arguments({"filelocation": location})
+        try:
+            return self._get("systemfile", asked, name=name, query=arguments)
+        except NitroError as error:
+            if error.code in _NO_FILE:
+                return {}
+            raise
+
+    # Writing
+
+    def create_key(self, name: str, key_type: str) -> None:
+        family, _, size = key_type.partition("-")
+        if family == "RSA":
+            body: Document = {"bits": int(size), "exponent": "F4"}
+        else:
+            body = {"curve": size.replace("P", "P_")}
+        resource = "sslrsakey" if family == "RSA" else "sslecdsakey"
+        asked = f"create ssl {resource.removeprefix('ssl')} {name}"
+        body = {"keyfile": self._path(name), **body, "keyform": "PEM"}
+        try:
+            self._write(resource, asked, body, action="create")
+        except NitroError as error:
+            if family == "ECDSA" and error.code in _UNKNOWN_OBJECT:
+                release = f"{self._appliance.host}: release {self.release or '?'}"
+                text = f"{release} cannot create ECDSA keys: choose an RSA key_type"
+                raise AgentError("appliance", text) from None
+            raise
+
+    def create_csr(self, name: str, key_name: str, profile: Profile) -> None:
+        subject = profile.subject
+        body = {
+            "reqfile": self._path(name),
+            "keyfile": self._path(key_name),
+            "countryname": subject.country,
+            "statename": subject.state,
+            "organizationname": subject.organization,
+            "organizationunitname": subject.organizational_unit,
+            "localityname": subject.locality,
+            "commonname": subject.common_name,
+            "emailaddress": subject.email,
+            "subjectaltname": " ".join(map(_alternative_name, profile.names)),
+            "digestmethod": "SHA256",
+        }
+        body = {key: value for key, value in body.items() if value}
+        self._write("sslcertreq", f"create ssl certReq {name}", body, action="create")
+
+    def upload(self, name: str, content: bytes) -> None:
+        """Put a file into the SSL directory; one of that name and content may be there already."""
+        body = {
+            "filename": name,
+            "filelocation": self._appliance.ssl_directory,
+            "filecontent": base64.b64encode(content).decode(),
+            "fileencoding": "BASE64",
+        }
+        try:
+            self._write("systemfile", f"add system file {name}", body)
+        except NitroError as error:
+            if error.code != _FILE_EXISTS or self.read_file(name) != content:
+                raise
+
+    def delete_file(self, name: str) -> None:
+        arguments = _arguments({"filelocation": self._appliance.ssl_directory})
+        asked = f"rm system file {name}"
+        try:
+            self._request("DELETE", "systemfile", asked, name=name, query=arguments)
+        except NitroError as error:
+            if error.code not in _NO_FILE:
+                raise
+
+    def add_certkey(self, name: str, cert_file: str, key_file: str = "") -> None:
+        """Add a certkey; NitroError 273 where the name or the certificate is there already."""
+        body = {"certkey": name, "cert": self._path(cert_file), "inform": "PEM"}
+        if key_file:
+            body["key"] = self._path(key_file)
+        self._write("sslcertkey", f"add ssl certKey {name}", body)
+
+    def update_certkey(
+        self, name: str, cert_file: str, key_file: str, *, other_names: bool = False
+    ) -> None:
+        """Give a certkey a new certificate and key; bindings stay.
+
+        ``other_names``: the names are meant to change, so the appliance must not compare them.
+        """
+        body: Document = {"certkey": name, "cert": self._path(cert_file)}
+        body["key"] = self._path(key_file)
+        if other_names:
+            body["nodomaincheck"] = True
+        self._write("sslcertkey", f"update ssl certKey {name}", body, action="update")
+
+    def link(self, name: str, issuer: str) -> None:
+        body = {"certkey": name, "linkcertkeyname": issuer}
+        self._write("sslcertkey", f"link ssl certKey {name} {issuer}", body, action="link")
+
+    def unlink(self, name: str) -> None:
+        try:
+            self._write(
+                "sslcertkey", f"unlink ssl certKey {name}", {"certkey": name}, action="unlink"
+            )
+        except NitroError as error:
+            if error.code != _NO_LINK:
+                raise
+
+    def bind(self, virtual_server: str, certkey: str) -> None:
+        """Bind a certkey as the default certificate of its key type; already bound is fine."""
+        resource = "sslvserver_sslcertkey_binding"
+        body = {"vservername": virtual_server, "certkeyname": certkey}
+        asked = f"bind ssl vserver {virtual_server} -certkeyName {certkey}"
+        try:
+            self._request("PUT", resource, asked, body={resource: body})
+        except NitroError as error:
+            if error.code != _EXISTS:
+                raise
+
+    def save(self) -> None:
+        self._patiently(lambda: self._write("nsconfig", "save ns config", {}, action="save"), _BUSY)
+
+    # Wire
+
+    def _path(self, name: str) -> str:
+        """Return how a file is named in a command: bare in the appliance's own SSL directory."""
+        directory = self._appliance.ssl_directory
+        return name if name.startswith("/") or directory == SSL_DIRECTORY else f"{directory}/{name}"
+
+    def _get(
+        self, resource: str, asked: str, *, root: str = "config", name: str = "", query: str = ""
+    ) -> Document:
+        return self._request("GET", resource, asked, root=root, name=name, query=query)
+
+    def _write(self, resource: str, asked: str, body: Document, *, action: str = "") -> Document:
+        query = f"action={action}" if action else ""
+        return self._request("POST", resource, asked, query=query, body={resource: body})
+
+    def _patiently(self, call: Callable[[], Document], codes: frozenset[int]) -> Document:
+        """Repeat a call that the appliance was too busy for."""
+        for delay in _RETRY_DELAYS:
+            try:
+                return call()
+            except NitroError as error:
+                if error.code not in codes:
+                    raise
+            self._link.interrupt.wait(delay)
+        return call()
+
+    def _request(  # noqa: PLR0913 - the parts of one URL
+        self,
+        method: str,
+        resource: str,
+        asked: str,
+        *,
+        root: str = "config",
+        name: str = "",
+        query: str = "",
+        body: Document | None = None,
+    ) -> Document:
+        url = f"https://{self._appliance.host}/nitro/v1/{root}/{resource}"
+        url += f"/{_twice(name)}" if name else ""
+        url += f"?{query}" if query else ""
+        try:
+            return self._send(method, url, asked, body)
+        except NitroError as error:
+            if error.code not in _SESSION_LOST or resource in {"login", "logout"}:
+                raise
+        # The session ended before the call was looked at: nothing was done yet.
+        self.login()
+        return self._send(method, url, asked, body)
+
+    def _send(self, method: str, url: str, asked: str, body: Document | None) -> Document:
+        headers = {"Accept": "application/json"}
+        if self._token:
+            headers["Cookie"] = f"NITRO_AUTH_TOKEN={self._token}"
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        content = None if body is None else json.dumps(body).encode()
+        answer = self._transport.send(
+            method, url, repeatable=method == "GET", headers=headers, body=content
+        )
+        return self._judge(answer, asked, may_be_empty=method != "GET")
+
+    def _judge(self, answer: Answer, asked: str, *, may_be_empty: bool) -> Document:
+        """Return what a successful answer holds; the body is read before the status is judged.
+
+        Writes are often answered with an empty body; what is read never is.
+        """
+        data = answer.json()
+        code = _code(data, "errorcode") or 0
+        ok = answer.status in {200, 201, 209}
+        warned = data is not None and str(data.get("severity")).upper() in {"NONE", "WARNING"}
+        readable = bool(data) or (may_be_empty and not answer.body.strip())
+        if ok and (code == 0 or warned) and readable:
+            return data or {}
+        message = str((data or {}).get("message") or "no answer that NITRO would give")
+        raise self._error(code, message, answer.status, asked)
+
+    def _error(
+        self, code: int, message: str, status: int, asked: str, kind: Kind | None = None
+    ) -> NitroError:
+        remedy = _policy(asked) if code in _FORBIDDEN else _REMEDIES.get(code, "")
+        number = f"NITRO {code}, HTTP {status}" if code else f"HTTP {status}"
+        text = f"{self._appliance.host}: {asked}: {message} ({number})"
+        text += f": {remedy}" if remedy else ""
+        return NitroError(kind or _nitro_kind(code, status), text, code=code, detail=message)
+
+
+def same_content(error: NitroError) -> str:
+    """Return the name under which a certificate is here already, of a 273; empty where not told."""
+    found = re.search(r"\[certkeyName Contents,\s*(.*?)\]", error.detail)
+    return found[1] if found else ""
+
+
+# ----- 7. Sectigo -----------------------------------------------------------------------------
+
+_PENDING_CODES = frozenset({0, -103, -109, -183, -1400})
+_DCV_CODES = frozenset({-107, -715, -724, -727, -737, -1010, -1137})
+_AUTH_CODES = frozenset({-16, -970})
+_FORBIDDEN_CODES = frozenset({-3, -25, -37, -738})
+_NOT_RENEWABLE_CODES = frozenset({-105, -110, -123, -124, -159, -180, -5101})
+_TURNED_DOWN = frozenset({"DECLINED", "REJECTED", "INVALID", "REVOKED", "EXPIRED", "REPLACED"})
+_TRUSTED_DOMAIN = ".sectigo.com"
+_ACCEPT_PEM = "application/x-pem-file, */*;q=0.8"
+_SCM_REMEDIES: Mapping[int, str] = {
+    -7: "give what is missing in the profile's enrollment block",
+    -62: "give the field in the profile's enrollment.custom_fields",
+    -36: "choose an enrollment.term that the SCM profile has",
+    -141: "choose a larger key_type",
+    -194: "choose an RSA key_type",
+}
+
+
+class Sectigo(Protocol):
+    """What the program needs of SCM, whichever of its APIs is behind it."""
+
+    def prepare(self) -> None:
+        """Log in, as far as that is needed before an order: a refusal there is no order."""
+        ...
+
+    def order(self, action: Action, previous: str | None, csr: str, profile: Profile) -> str:
+        """Place an order and return its id.
+
+        Raises UnknownOutcomeError where it may have been placed all the same; after any other
+        AgentError nothing was ordered.
+        """
+        ...
+
+    def download(self, cert_id: str) -> bytes | None:
+        """Return what was issued for an order (PEM, in any order); None while it is pending."""
+        ...
+
+    def status(self, cert_id: str) -> str:
+        """Return SCM's word for the state of a certificate, upper-case and without spaces."""
+        ...
+
+
+class UnknownOutcomeError(AgentError):
+    """An order may or may not have been placed."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("unknown_outcome", reason)
+
+
+class NotOfferedError(AgentError):
+    """SCM cannot renew or replace this certificate; a new enrollment is the way."""
+
+
+class Tokens:
+    """The OAuth 2.0 access token of one REST account, shared by all threads."""
+
+    def __init__(self, config: ScmConfig, redactor: Redactor) -> None:
+        self._config = config
+        self._redactor = redactor
+        self._lock = threading.Lock()
+        self._url = config.token_url
+        self._token = ""
+        self._fresh_until = 0.0
+
+    def get(self, transport: Transport) -> str:
+        """Return a token that is good for a while; fetches one where needed."""
+        with self._lock:
+            if not self._token or time.monotonic() >= self._fresh_until:
+                self._fetch(transport)
+            return self._token
+
+    def refused(self, token: str, challenge: str) -> None:
+        """Forget a token that SCM did not take, and heed where it says tokens come from.
+
+        Raises AgentError (auth) where that is a host that the secret must not be sent to.
+        """
+        with self._lock:
+            if token == self._token:
+                self._token = ""
+            found = re.search(r'authorization_uri="?([^",\s]+)', challenge)
+            if found and found[1] != self._url:
+                self._url = self._check_endpoint(found[1])
+
+    def _check_endpoint(self, url: str) -> str:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.hostname or ""
+        known = {
+            urllib.parse.urlsplit(known).hostname
+            for known in (self._config.url, self._config.token_url)
+        }
+        local = _is_loopback(host) and host in known
+        secure = parts.scheme == "https" or local
+        if secure and (host in known or host.endswith(_TRUSTED_DOMAIN)):
+            return url
+        raise AgentError(
+            "auth",
+            f"SCM names {host or 'no host'} as the source of tokens, which is neither configured "
+            f"nor in *{_TRUSTED_DOMAIN}: set token_url in scm.yaml if you trust it",
+        )
+
+    def _fetch(self, transport: Transport) -> None:
+        form = {
+            "grant_type": "client_credentials",
+            "client_id": self._config.client_id,
+            "client_secret": self._config.client_secret.value,
+        }
+        content_type = "application/x-www-form-urlencoded"
+        try:
+            answer = transport.send(
+                "POST",
+                self._url,
+                repeatable=True,
+                headers={"Content-Type": content_type, "Accept": "application/json"},
+                body=urllib.parse.urlencode(form).encode(),
+            )
+        except TransportError as error:
+            # Not the request that the token is for: that one was not sent.
+            raise AgentError(error.kind, error.message) from None
+        data = answer.json() or {}
+        if answer.status in _TRANSIENT:
+            raise AgentError("unavailable", f"SCM's token endpoint answers HTTP {answer.status}")
+        token = data.get("access_token")
+        if answer.status != 200 or not isinstance(token, str) or not token:
+            reason = data.get("error_description") or data.get("error") or "no token in the answer"
+            raise AgentError(
+                "auth",
+                f"SCM refused the login: {reason} (HTTP {answer.status}): check client_id and "
+                "client_secret in scm.yaml, and that the REST account is active",
+            )
+        self._redactor.add(token)
+        self._token = token
+        told = str(data.get("expires_in"))
+        lifetime = float(told) if told.isdigit() else 300.0
+        self._fresh_until = time.monotonic() + lifetime - min(60.0, lifetime / 5)
+
+
+def _order_body(action: Action, csr: str, profile: Profile) -> Document:
+    enrollment = profile.enrollment
+    lines = [line for line in csr.splitlines() if not line.startswith("-----")]
+    body: Document = {
+        "csr": "".join(lines),
+        "subjAltNames": [name for name in profile.names if name != profile.subject.common_name],
+        "comments": enrollment.comments,
+    }
+    if action != "replace":
+        body["externalRequester"] = enrollment.external_requester
+        body["customFields"] = dict(enrollment.custom_fields)
+    if action == "renew":
+        body["profileId"] = enrollment.profile_id
+        body["term"] = enrollment.term
+    return {key: value for key, value in body.items() if value}
+
+
+def _scm_kind(code: int | None, status: int) -> Kind:
+    by_code: list[tuple[frozenset[int], Kind]] = [
+        (_DCV_CODES, "dcv"),
+        (_AUTH_CODES, "auth"),
+        (_FORBIDDEN_CODES, "permission"),
+    ]
+    for codes, kind in by_code:
+        if code in codes:
+            return kind
+    by_status: dict[int, Kind] = {401: "auth", 403: "permission", 429: "unavailable"}
+    return by_status.get(status, "unavailable" if status >= 500 else "rejected")
+
+
+def _scm_error(answer: Answer, asked: str) -> ScmError:
+    data = answer.json()
+    code = _code(data, "code")
+    silent = f"HTTP {answer.status} and no reason that could be read"
+    text = str((data or {}).get("description") or silent)
+    kind = _scm_kind(code, answer.status)
+    remedy = {
+        "dcv": "validate the domain in SCM; the next run orders again",
+        "auth": "check the credentials in scm.yaml",
+        "permission": "give the REST account the right in SCM",
+        "unavailable": "the next run tries again",
+    }.get(kind, _SCM_REMEDIES.get(code or 0, ""))
+    number = f" (code {code})" if code is not None else ""
+    message = f"SCM refused the {asked}: {text}{number}" + (f": {remedy}" if remedy else "")
+    return ScmError(kind, message, code=code, status=answer.status)
+
+
+def _not_offered(error: ScmError, action: Action) -> NotOfferedError | None:
+    """Tell a certificate that cannot be renewed or replaced from a request that is wrong."""
+    gone = error.status == 404 or error.code in _NOT_RENEWABLE_CODES
+    if action == "renew" and error.kind == "rejected" and gone:
+        return NotOfferedError("rejected", error.message)
+    if action == "replace" and error.kind == "rejected" and error.code not in _SCM_REMEDIES:
+        return NotOfferedError("rejected", error.message)
+    return None
+
+
+class EnrollmentApi:
+    """The SSL Certificates REST API (version 25.11), as far as it is used; a Sectigo."""
+
+    def __init__(self, config: ScmConfig, tokens: Tokens, link: Link) -> None:
+        self._base = f"{config.url}/api/v1/certificates"
+        self._tokens = tokens
+        self._proxy = config.proxy
+        self._transport = Transport("SCM", config.tls, config.timeout, link, self._proxies)
+
+    def _proxies(self, url: str) -> Mapping[str, str]:
+        import requests
+
+        if self._proxy:
+            return {"https": self._proxy, "http": self._proxy}
+        return requests.utils.get_environ_proxies(url)
+
+    def prepare(self) -> None:
+        self._tokens.get(self._transport)
+
+    def order(self, action: Action, previous: str | None, csr: str, profile: Profile) -> str:
+        path = (
+            "" if action == "enroll" else f"/{urllib.parse.quote(previous or '', safe='')}/{action}"
+        )
+        body = json.dumps(_order_body(action, csr, profile)).encode()
+        try:
+            answer = self._send("POST", path, body=body)
+        except TransportError as error:
+            if error.sent:
+                raise UnknownOutcomeError(error.message) from None
+            raise
+        busy = answer.status == 503 and answer.retry_after() is not None
+        if busy or 400 <= answer.status < 500:
+            refusal = _scm_error(answer, action)
+            raise _not_offered(refusal, action) or refusal
+        if not 200 <= answer.status < 300:
+            raise UnknownOutcomeError(f"SCM answered HTTP {answer.status}")
+        cert_id = (answer.json() or {}).get("certId")
+        if not isinstance(cert_id, (str, int)) or not str(cert_id):
+            raise UnknownOutcomeError("SCM's answer holds no certId")
+        return str(cert_id)
+
+    def download(self, cert_id: str) -> bytes | None:
+        answer = self._send("GET", f"/{urllib.parse.quote(cert_id, safe='')}", accept=_ACCEPT_PEM)
+        if answer.status == 200 and _PEM_BLOCK.search(answer.body):
+            return answer.body
+        if answer.status in {400, 404} and _code(answer.json(), "code") in _PENDING_CODES:
+            return None
+        raise _scm_error(answer, "download")
+
+    def status(self, cert_id: str) -> str:
+        answer = self._send("GET", f"/{urllib.parse.quote(cert_id, safe='')}/status")
+        status = (answer.json() or {}).get("status")
+        if answer.status != 200 or not isinstance(status, str):
+            raise _scm_error(answer, "status")
+        return re.sub(r"[\s_]", "", status).upper()
+
+    def _send(
+        self, method: str, path: str, *, body: bytes | None = None, accept: str = "application/json"
+    ) -> Answer:
+        """Send a request with a token; with a new one, once, where SCM does not take it."""
+        answer, token = self._send_once(method, path, body, accept)
+        if answer.status != 401:
+            return answer
+        self._tokens.refused(token, answer.headers.get("WWW-Authenticate", ""))
+        answer, _ = self._send_once(method, path, body, accept)
+        return answer
+
+    def _send_once(
+        self, method: str, path: str, body: bytes | None, accept: str
+    ) -> tuple[Answer, str]:
+        token = self._tokens.get(self._transport)
+        headers = {"Authorization": f"Bearer {token}", "Accept": accept}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        url = f"{self._base}{path}"
+        repeatable = method == "GET"
+        answer = self._transport.send(
+            method, url, repeatable=repeatable, headers=headers, body=body
+        )
+        return answer, token
+
+
+# ----- 8. State -------------------------------------------------------------------------------
+
+_RECORD_VERSION = 1
+_PROGRAM = pathlib.Path(__file__).resolve()
+
+
+def write_private(path: pathlib.Path, text: str) -> None:
+    """Replace a file in one step that survives a power cut; only the owner can read it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise AgentError("state", f"{path} cannot be written: {error.strerror}") from None
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return str(os.getuid())
+
+
+def _read_record(data: Document) -> Record:
+    order = data.pop("order")
+    installed, previous = data.pop("installed"), data.pop("previous")
+    record = Record(**data)
+    record.installed = Generation(**installed) if installed else None
+    record.previous = Generation(**previous) if previous else None
+    if order:
+        replaces = order.pop("replaces")
+        record.order = Order(**order)
+        record.order.replaces = Generation(**replaces) if replaces else None
+    return record
+
+
+class Store:
+    """The state folder: one record per profile, the agreement, the lock."""
+
+    def __init__(self, home: pathlib.Path) -> None:
+        self.folder = home / "state"
+
+    def prepare(self) -> None:
+        """Make the folder, for the owner alone."""
+        try:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            if stat.S_IMODE(self.folder.stat().st_mode) & 0o077:
+                self.folder.chmod(0o700)
+        except OSError as error:
+            raise AgentError("state", f"{self.folder}: {error.strerror}") from None
+
+    # Records
+
+    def load(self, profile: str) -> Record:
+        """Return a profile's record; AgentError (state) where it cannot be relied on."""
+        path = self._path(profile)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            version = data.pop("version")
+            if version == _RECORD_VERSION:
+                return _read_record(data)
+        except FileNotFoundError:
+            return Record(profile)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            raise AgentError(
+                "state",
+                f"{path} is damaged and was left as it is: put it back from a backup, or move it "
+                f"away and, if an order is open in SCM, revoke or decline it there",
+            ) from None
+        raise AgentError(
+            "state",
+            f"{path} is of version {version}: use the citrixagent.py that wrote it, or a newer",
+        )
+
+    def save(self, record: Record) -> None:
+        data = {"version": _RECORD_VERSION, **dataclasses.asdict(record)}
+        write_private(self._path(record.profile), json.dumps(data, indent=1) + "\n")
+
+    def _path(self, profile: str) -> pathlib.Path:
+        return self.folder / f"profile-{profile}.json"
+
+    # Lock
+
+    @contextlib.contextmanager
+    def lock(self, command: str) -> Iterator[None]:
+        """Keep other runs out; the kernel opens the lock when this process ends, in any way."""
+        path = self.folder / "lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise AgentError("state", f"{path}: {error.strerror}") from None
+        with os.fdopen(descriptor, "r+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise AgentError(
+                    "locked", f"another run is active: {file.read().strip()}"
+                ) from None
+            with contextlib.suppress(OSError):  # the lock holds on a full disk as well
+                file.truncate(0)
+                file.write(f"process {os.getpid()}, {command}, since {iso(utc_now())}\n")
+                file.flush()
+            yield
+
+    # Agreement
+
+    def has_accepted(self, agreement: str) -> bool:
+        try:
+            data = json.loads((self.folder / "eula.json").read_text(encoding="utf-8"))
+            return bool(data["sha256"] == _sha256(agreement))
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def accept(self, agreement: str, way: str) -> None:
+        """Record who accepted which text, when, and in which way."""
+        data = {
+            "sha256": _sha256(agreement),
+            "accepted": iso(utc_now()),
+            "user": _user(),
+            "way": way,
+        }
+        write_private(self.folder / "eula.json", json.dumps(data, indent=1) + "\n")
+
+
+def read_agreement() -> str:
+    try:
+        return (_PROGRAM.parent / "LICENSE.txt").read_text(encoding="utf-8")
+    except OSError:
+        raise AgentError(
+            "agreement",
+            f"{_PROGRAM.parent / 'LICENSE.txt'} is missing: put it back beside the program",
+        ) from None
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text.strip() else ""
+
+
+class DiskSource:
+    """A YAML file on disk; a Source."""
+
+    def __init__(self, path: pathlib.Path, redactor: Redactor) -> None:
+        self.file = str(path)
+        self._path = path
+        self._redactor = redactor
+
+    def document(self) -> object:
+        """Return what the file holds; ValueError says why it cannot be read."""
+        try:
+            text = self._path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError:
+            raise ValueError("is not UTF-8 text") from None
+        except OSError as error:
+            raise ValueError(f"cannot be read: {error.strerror}") from None
+        return parse_yaml(text)
+
+    def open_to_others(self) -> bool:
+        return bool(self._path.stat().st_mode & stat.S_IROTH)
+
+    def resolve(self, path: str) -> str:
+        found = self._path.parent / path
+        if not found.is_file():
+            raise ValueError(f"there is no file {found}")
+        return str(found)
+
+    def resolve_bundle(self, path: str) -> str:
+        found = self.resolve(path)
+        try:
+            ssl.create_default_context(cafile=found)
+        except OSError:
+            raise ValueError(f"{found} is not a PEM file of certificates") from None
+        return found
+
+    def fetch(self, way: str, value: str) -> str:
+        ways = {
+            "file": self._from_file,
+            "env": self._from_environment,
+            "command": self._from_command,
+        }
+        secret = ways[way](value)
+        self._redactor.add(secret)
+        return secret
+
+    def _from_file(self, value: str) -> str:
+        try:
+            text = pathlib.Path(self.resolve(value)).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError("names a file that is not UTF-8 text") from None
+        except OSError as error:
+            raise ValueError(f"names a file that cannot be read: {error.strerror}") from None
+        return _first_line(text)
+
+    @staticmethod
+    def _from_environment(value: str) -> str:
+        if value not in os.environ:
+            raise ValueError(f"names the environment variable {value}, which is not set")
+        return os.environ[value]
+
+    def _from_command(self, value: str) -> str:
+        try:
+            words = shlex.split(value)
+            done = subprocess.run(
+                words,
+                cwd=self._path.parent,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=60,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise ValueError("names a command that did not end within 60 s") from None
+        except OSError as error:
+            raise ValueError(f"names a command that cannot be run: {error.strerror}") from None
+        except ValueError:
+            raise ValueError("is not a command: check its quotes") from None
+        if done.returncode:
+            raise ValueError(f"names a command that ended with {done.returncode}")
+        return _first_line(done.stdout.decode(errors="replace"))
+
+
+@dataclasses.dataclass
+class Loaded:
+    """What the configuration files gave: usable profiles, and problems by profile."""
+
+    profiles: list[Profile] = dataclasses.field(default_factory=list)
+    broken: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+
+class Home:
+    """The folder with scm.yaml, profiles/ and appliances/."""
+
+    def __init__(self, path: pathlib.Path, redactor: Redactor) -> None:
+        self.path = path
+        self._redactor = redactor
+        self._appliances: dict[str, tuple[Appliance, list[str]]] = {}
+
+    def load_scm(self) -> tuple[ScmConfig | None, list[str]]:
+        path, problems = self.path / "scm.yaml", list[str]()
+        if not path.is_file():
+            return None, [f"{path}: is missing: give url, client_id and client_secret in it"]
+        source = DiskSource(path, self._redactor)
+        try:
+            config = parse_scm(source.document(), source, problems)
+        except ValueError as error:
+            return None, [f"{path}: {error}"]
+        self._redactor.add(config.client_secret.value)
+        self._redactor.add(urllib.parse.urlsplit(config.proxy or "").password or "")
+        return (None if problems else config), problems
+
+    def profile_files(self, wanted: Sequence[str]) -> list[pathlib.Path]:
+        """Return the files of the named profiles, or of all; UsageError where there is no such."""
+        if wanted:
+            return list(dict.fromkeys(self._find(name) for name in wanted))
+        folder = self.path / "profiles"
+        found = [path for path in folder.glob("*.y*ml") if path.suffix in {".yaml", ".yml"}]
+        return sorted(path for path in found if not path.name.startswith("."))
+
+    def _find(self, name: str) -> pathlib.Path:
+        places = [self.path / "profiles" / name] if os.sep not in name else []
+        for place in (*places, pathlib.Path(name)):
+            for path in (place, pathlib.Path(f"{place}.yaml"), pathlib.Path(f"{place}.yml")):
+                if path.is_file():
+                    return pathlib.Path(os.path.abspath(path))  # noqa: PTH100 - without symlinks
+        raise click.UsageError(f'there is no profile "{name}" in {self.path / "profiles"}')
+
+    def load_profiles(self, files: Sequence[pathlib.Path]) -> Loaded:
+        """Read profiles; the problems of all files are found in one go."""
+        loaded = Loaded()
+        stems = [path.stem for path in files]
+        for path in files:
+            problems: list[str] = []
+            profile = self._load_profile(path, problems)
+            if stems.count(path.stem) > 1 or self._has_namesake(path):
+                problems.append(f"{path}: another profile is named {path.stem} as well: rename one")
+            if profile and not problems:
+                loaded.profiles.append(profile)
+            else:
+                loaded.broken.setdefault(path.stem, []).extend(problems)
+        for name, problem in twins(loaded.profiles).items():
+            file = next(path for path in files if path.stem == name)
+            loaded.broken[name] = [f"{file}: certificate.name: {problem}"]
+        loaded.profiles = [each for each in loaded.profiles if each.name not in loaded.broken]
+        return loaded
+
+    def _has_namesake(self, path: pathlib.Path) -> bool:
+        """Tell whether a profile from elsewhere would share the records of one in profiles/."""
+        folder = self.path / "profiles"
+        twins = [folder / f"{path.stem}{ending}" for ending in (".yaml", ".yml")]
+        return path.parent != folder and any(twin.is_file() for twin in twins)
+
+    def _load_profile(self, path: pathlib.Path, problems: list[str]) -> Profile | None:
+        source = DiskSource(path, self._redactor)
+        try:
+            document = source.document()
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+            return None
+        profile = parse_profile(path.stem, document, source, self._appliance, problems)
+        self._redactor.add(profile.appliance.password.value)
+        return profile
+
+    def _appliance(self, name: str, problems: list[str]) -> Appliance:
+        """Return the appliance of a file in appliances/; ValueError where there is no such file."""
+        if name not in self._appliances:
+            self._appliances[name] = self._load_appliance(name)
+        appliance, found = self._appliances[name]
+        problems.extend(found)
+        return appliance
+
+    def _load_appliance(self, name: str) -> tuple[Appliance, list[str]]:
+        folder = self.path / "appliances"
+        paths = [folder / f"{name}{ending}" for ending in ("", ".yaml", ".yml")]
+        path = next((each for each in paths if each.is_file()), None)
+        if path is None or path.parent != folder:
+            raise ValueError(f"there is no file {folder / name}.yaml")
+        source, problems = DiskSource(path, self._redactor), list[str]()
+        try:
+            document = source.document()
+        except ValueError as error:
+            return NO_APPLIANCE, [f"{path}: {error}"]
+        if isinstance(document, dict) and list(document) == ["citrix"]:
+            section = Section(document, source, problems).section("citrix", required=True)
+        else:
+            section = Section(document, source, problems)
+        return parse_appliance(section), problems
+
+
+# ----- 9. Execution ---------------------------------------------------------------------------
+
+_FIRST_POLL, _LONGEST_POLL = 1.0, 30.0  # seconds between two questions for one certificate
+_STATUS_EVERY = 5  # questions; the status tells what the certificate is waiting for
+_INTERMEDIATE_PREFIX = "ca_"
+_STATUS_TEXTS = {
+    "REQUESTED": "awaiting approval in SCM",
+    "APPROVED": "approved, being issued by the CA",
+    "SAAPPROVED": "approved, being issued by the CA",
+    "APPLIED": "being issued by the CA",
+}
+
+
+def shown_serial(serial: str) -> str:
+    """Return a serial number as whole bytes, the way appliances and browsers print it."""
+    return serial.zfill(len(serial) + len(serial) % 2)
+
+
+@dataclasses.dataclass
+class Result:
+    """What happened to one profile, for the report."""
+
+    profile: str
+    appliance: str = ""
+    certkey: str = ""
+    outcome: str = "unchanged"
+    reason: str = ""
+    steps: list[str] = dataclasses.field(default_factory=list)
+    not_after: str | None = None
+    serial: str | None = None
+    cert_id: str | None = None
+    notices: list[str] = dataclasses.field(default_factory=list)  # of the configuration: every run
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    error: AgentError | None = None
+
+    def fail(self, error: AgentError) -> None:
+        self.outcome = "failed"
+        self.error = error
+
+    def show(self, certificate: Certificate) -> None:
+        self.not_after = iso(certificate.not_after)
+        self.serial = shown_serial(certificate.serial)
+
+
+@dataclasses.dataclass
+class Run:
+    """What one run is asked to do, and what all of its parts share."""
+
+    intent: Intent
+    dry_run: bool
+    wait: int | None
+    config: ScmConfig
+    store: Store
+    link: Link
+    tokens: Tokens
+    progress: Callable[[str], None]
+
+
+def intermediate_name(certificate: Certificate) -> str:
+    return _INTERMEDIATE_PREFIX + certificate.fingerprint[: _CERTKEY_LIMIT - 3]
+
+
+def _holds(row: CertKey, certificate: Certificate) -> bool:
+    return row.serial == certificate.serial and row.not_after in {None, certificate.not_after}
+
+
+class View:
+    """What one appliance says, read once and kept in step with what this run writes."""
+
+    def __init__(self, appliance: Appliance, client: NetScaler) -> None:
+        self.appliance = appliance
+        self.client = client
+        self.certkeys: dict[str, CertKey] = {}
+        self.bindings: list[Binding] = []
+        self._virtual_servers: dict[str, dict[str, VirtualServerRow]] = {}
+
+    def open(self, *, standby: bool = False) -> None:
+        """Log in and read what all profiles need; ``standby``: a standby node will do."""
+        self.client.login()
+        release = self.client.read_release()
+        log.info("%s: NetScaler %s", self.appliance.host, release or "of unknown release")
+        if not standby and self.client.is_standby():
+            raise AgentError(
+                "standby",
+                f"{self.appliance.host} is the standby node of its HA pair: nothing was changed; "
+                "name the primary, or a SNIP with management access, as citrix.host",
+            )
+        self.certkeys = self.client.certkeys()
+        self.bindings = self.client.bindings()
+
+    def refresh(self, certkey: str) -> CertKey | None:
+        """Read one certkey again, after it was written."""
+        row = self.client.certkey(certkey)
+        self.certkeys.pop(certkey, None)
+        if row:
+            self.certkeys[certkey] = row
+        return row
+
+    def find(self, certificate: Certificate) -> CertKey | None:
+        """Return the certkey that holds an intermediate, whatever its name."""
+        own = self.certkeys.get(intermediate_name(certificate))
+        candidates = [own] if own else list(self.certkeys.values())
+        return next((row for row in candidates if _holds(row, certificate)), None)
+
+    def bound_elsewhere(self, servers: Iterable[VirtualServer], profile: Profile) -> list[str]:
+        """Say, per virtual server, which certkey the profile's would push out."""
+        return [
+            f'the virtual server "{server.name}" holds the certkey "{other}" already'
+            for server in servers
+            if (other := self.bound_instead(server, profile))
+        ]
+
+    def is_bound(self, server: VirtualServer, certkey: str) -> bool:
+        return any(
+            binding.virtual_server == server.name
+            and binding.certkey == certkey
+            and not (binding.sni or binding.ca)
+            for binding in self.bindings
+        )
+
+    def bound_instead(self, server: VirtualServer, profile: Profile) -> str:
+        """Return the certkey whose place on a virtual server the profile's would take."""
+        family = profile.key_type.partition("-")[0]
+        for binding in self.bindings:
+            row = self.certkeys.get(binding.certkey)
+            default = binding.virtual_server == server.name and not (binding.sni or binding.ca)
+            if default and binding.certkey != profile.certkey and row and row.key_family == family:
+                return binding.certkey
+        return ""
+
+    def virtual_server(self, server: VirtualServer) -> VirtualServerRow:
+        """Return a virtual server's row; AgentError where it is missing or ends no TLS."""
+        if server.kind not in self._virtual_servers:
+            self._virtual_servers[server.kind] = self.client.virtual_servers(server.kind)
+        row = self._virtual_servers[server.kind].get(server.name)
+        kind = server.kind.replace("_", " ")
+        if row is None:
+            raise AgentError(
+                "appliance",
+                f'{self.appliance.host} has no {kind} virtual server "{server.name}": check name '
+                "and type under virtual_servers",
+            )
+        if not row.ends_tls():
+            raise AgentError(
+                "appliance",
+                f'the {kind} virtual server "{server.name}" on {self.appliance.host} is of type '
+                f"{row.service_type}, which holds no certificate: name one of type SSL",
+            )
+        return row
+
+    def files_in_use(self) -> set[str]:
+        files = [file for row in self.certkeys.values() for file in (row.cert_file, row.key_file)]
+        return {file.rpartition("/")[2] for file in files}
+
+
+def from_row(row: CertKey) -> Certificate | None:
+    """Return what a row of sslcertkey tells about a certificate; None where it has no dates."""
+    if not (row.not_before and row.not_after):
+        return None
+    return Certificate(
+        pem="",
+        fingerprint="",
+        serial=row.serial,
+        subject=row.subject,
+        issuer=row.issuer,
+        common_name=row.common_name,
+        names=row.names,
+        key_type=row.key_type,
+        not_before=row.not_before,
+        not_after=row.not_after,
+    )
+
+
+def read_chain(pem: str) -> list[Certificate]:
+    return [read_certificate(block) for block in _PEM_BLOCK.findall(pem.encode())]
+
+
+def known_certificate(record: Record, row: CertKey) -> Certificate | None:
+    """Return a certkey's certificate from a record, where that knows it."""
+    for pem in (record.installed.pem if record.installed else "", record.seen or ""):
+        if pem and (leaf := read_chain(pem)[0]).serial == row.serial:
+            return leaf
+    return None
+
+
+def read_installed(view: View, row: CertKey) -> Certificate:
+    """Read the certificate of a certkey that this tool did not install; never a private key.
+
+    A PFX file, or one that some certkey names as its key, holds a key, so it is not read: then the
+    row of sslcertkey must do.
+    """
+    keys = {each.key_file.rpartition("/")[2] for each in view.certkeys.values()}
+    name = row.cert_file.rpartition("/")[2]
+    holds_key = row.form not in {"PEM", "DER"} or name in keys or name.endswith(".key")
+    content = None if holds_key else view.client.read_file(row.cert_file)
+    with contextlib.suppress(ValueError):
+        if content is not None and (found := read_certificate(content)).serial == row.serial:
+            return found
+    if told := from_row(row):
+        return told
+    host = view.appliance.host
+    raise AgentError("appliance", f"{host}: the certificate of {row.name} cannot be read")
+
+
+class Work:
+    """One profile on its way through the pipeline.
+
+    A step can be done again at any time: it looks at what is there before it acts, and what a next
+    run must know is on disk before the appliance or SCM is asked for what cannot be undone.
+    """
+
+    def __init__(self, profile: Profile, view: View, scm: Sectigo, run: Run) -> None:
+        self.profile = profile
+        self.result = Result(
+            profile.name, profile.appliance.host, profile.certkey, notices=list(profile.notices)
+        )
+        self._view = view
+        self._client = view.client
+        self._scm = scm
+        self._run = run
+        self._record = Record(profile.name)
+        self._plan = Plan("unchanged", "")
+        self._todo: list[Step] = []
+        self._chain: list[Certificate] = []
+        self._polls = 0
+        self._agreed = run.intent.force
+
+    # Planning
+
+    def plan(self) -> None:
+        """Observe and decide; what is left to do is kept."""
+        self._record = self._run.store.load(self.profile.name)
+        self._close_order()
+        seen = self._observe()
+        self._plan = decide(self.profile, seen, self._run.intent)
+        self._todo = list(self._plan.steps(self.profile))
+        self.result.reason = self._plan.reason
+        self.result.warnings += self._plan.warnings
+        self.result.notices += self._plan.notices
+        log.info("%s: %s: %s", self.profile.name, self._plan.outcome, self._plan.reason)
+        if seen.unbound and self._todo:
+            for server in self.profile.virtual_servers:
+                self._view.virtual_server(server)
+        if not self._run.dry_run:
+            self._begin()
+        elif self._todo:
+            self.result.outcome = "planned"
+            self.result.steps = [step.value for step in self._todo]
+            self._todo = []
+
+    def _begin(self) -> None:
+        """Put the plan on record: an order that is gone on with, a new one, or one given up."""
+        plan, order = self._plan, self._record.order
+        if order and not plan.resumes:
+            self._record.litter += [order.key_file, order.csr_file, order.cert_file]
+            self._record.order = None
+            self._remember()
+        elif order:
+            order.replace_bound = order.replace_bound or self._run.intent.force
+            self._agreed = order.replace_bound
+            if plan.action:
+                order.action, order.outcome, order.reason = plan.action, plan.outcome, plan.reason
+        if plan.action and not plan.resumes:
+            self._delete_litter()
+            self._record.order = self._new_order(plan.action)
+
+    def _close_order(self) -> None:
+        """Close the order whose certificate is installed and saved."""
+        order, row = self._record.order, self._view.certkeys.get(self.profile.certkey)
+        installed = order and order.pem and row and row.serial == order.serial
+        if order and installed and not self._record.unsaved:
+            self._promote(order)
+
+    def _promote(self, order: Order) -> None:
+        record = self._record
+        record.litter.append(order.csr_file)
+        if record.previous and record.previous.ours:
+            record.litter += [record.previous.key_file, record.previous.cert_file]
+        record.previous = order.replaces
+        record.installed = Generation(
+            serial=order.serial or "",
+            key_file=order.key_file,
+            cert_file=order.cert_file,
+            names=order.names,
+            key_type=order.key_type,
+            pem=order.pem or "",
+            cert_id=order.cert_id,
+        )
+        record.order = None
+        record.seen = None
+        record.finishing = order.outcome
+        record.unverified = self.profile.handshake != "off"
+
+    def _observe(self) -> Observed:
+        certificate = self._installed_certificate()
+        managed = self._managed_id(certificate)
+        if certificate:
+            self.result.show(certificate)
+            self.result.cert_id = managed
+        order = self._record.order
+        if order and order.pem:
+            self._chain = read_chain(order.pem)
+        elif managed and self._record.installed:
+            self._chain = read_chain(self._record.installed.pem)
+        elif certificate:
+            self._chain = [certificate]
+        servers = self.profile.virtual_servers
+        unbound = [s for s in servers if not self._view.is_bound(s, self.profile.certkey)]
+        return Observed(
+            now=utc_now(),
+            record=self._record,
+            certificate=certificate,
+            linked=self._is_linked(),
+            unbound=tuple(server.name for server in unbound),
+            conflicts=tuple(self._view.bound_elsewhere(unbound, self.profile)),
+            revoked=bool(managed and not order and self._is_revoked(managed)),
+        )
+
+    def _managed_id(self, certificate: Certificate | None) -> str | None:
+        installed = self._record.installed
+        if installed and certificate and installed.serial == certificate.serial:
+            return installed.cert_id
+        return None
+
+    def _installed_certificate(self) -> Certificate | None:
+        """Return what the certkey holds: from the records where they know it, else read once."""
+        row = self._view.certkeys.get(self.profile.certkey)
+        if row is None:
+            return None
+        if known := known_certificate(self._record, row):
+            return known
+        certificate = read_installed(self._view, row)
+        if certificate.pem and not self._run.dry_run:
+            self._record.seen = certificate.pem
+            self._remember()
+        return certificate
+
+    def _is_linked(self) -> bool:
+        """Tell whether the certkey's chain is complete; one that is not ours is left as it is."""
+        row = self._view.certkeys.get(self.profile.certkey)
+        if row is None or len(self._chain) < 2 or row.serial != self._chain[0].serial:
+            return True
+        issuers = [self._view.find(certificate) for certificate in self._chain[1:]]
+        first = issuers[0]
+        return bool(
+            all(issuers)
+            and first
+            and row.link == first.name
+            and all(issuer and issuer.link for issuer in issuers[:-1])
+        )
+
+    def _is_revoked(self, cert_id: str) -> bool:
+        if not self._run.config.check_revocation or self._run.intent.command != "run":
+            return False
+        try:
+            return self._scm.status(cert_id) == "REVOKED"
+        except AgentError as error:
+            text = f"SCM could not be asked whether {cert_id} was revoked: {error.message}"
+            self.result.warnings.append(text)
+            return False
+
+    # Doing
+
+    @property
+    def waits(self) -> bool:
+        """Whether an order is placed and its certificate not there yet."""
+        return self._todo[:1] == [Step.COLLECT] and self.result.error is None
+
+    @property
+    def max_wait(self) -> int:
+        return self.profile.enrollment.max_wait if self._run.wait is None else self._run.wait
+
+    @property
+    def needs_save(self) -> bool:
+        return self._record.unsaved or self._todo[:1] == [Step.SAVE]
+
+    def advance(self, *until: Step) -> None:
+        """Do the steps that are left, up to one of ``until`` (not included)."""
+        while self._todo and self._todo[0] not in until:
+            self._perform(self._todo[0])
+
+    def _perform(self, step: Step) -> None:
+        steps: Mapping[Step, Callable[[], None]] = {
+            Step.CREATE_KEY: self._create_key,
+            Step.CREATE_CSR: self._create_csr,
+            Step.ORDER: self._order,
+            Step.UPLOAD: self._upload,
+            Step.INSTALL: self._install,
+            Step.LINK: self._link,
+            Step.BIND: self._bind,
+            Step.VERIFY: self._verify,
+            Step.CLEAN_UP: self._clean_up,
+        }
+        self._run.progress(f"{self.profile.name}: {step.value}")
+        steps[step]()
+        self._did(step)
+
+    def _did(self, step: Step) -> None:
+        log.info("%s: %s done", self.profile.name, step.value)
+        self._todo.remove(step)
+        self.result.steps.append(step.value)
+
+    def _remember(self) -> None:
+        self._run.store.save(self._record)
+
+    @property
+    def _current(self) -> Order:
+        order = self._record.order
+        if order is None:
+            raise AssertionError("this step belongs to an order")
+        return order
+
+    def _create_key(self) -> None:
+        order = self._current
+        self._remember()
+        try:
+            self._client.create_key(order.key_file, order.key_type)
+        except NitroError as error:
+            self._check_own(error)
+        order.key_created = True
+        self._remember()
+
+    def _new_order(self, action: Action) -> Order:
+        """Return a new order, with file names that nothing remembered uses."""
+        now = utc_now()
+        limit = base_limit(self.profile.appliance.ssl_directory)
+        base = file_base(self.profile.certkey, limit)
+        used = " ".join(self._remembered_files())
+        while (stem := f"{base}-{now:%Y%m%d%H%M%S}") in used:
+            now += dt.timedelta(seconds=1)
+        return Order(
+            action=action,
+            outcome=self._plan.outcome,
+            reason=self._plan.reason,
+            wish=wish_of(self.profile),
+            names=list(self.profile.names),
+            key_type=self.profile.key_type,
+            started=iso(now),
+            key_file=f"{stem}.key",
+            csr_file=f"{stem}.csr",
+            cert_file=f"{stem}.crt",
+            replace_bound=self._run.intent.force,
+        )
+
+    def _remembered_files(self) -> list[str]:
+        record = self._record
+        generations = [each for each in (record.installed, record.previous) if each]
+        return [
+            *record.litter,
+            *(each.key_file for each in generations),
+            *self._view.files_in_use(),
+        ]
+
+    def _create_csr(self) -> None:
+        order = self._current
+        try:
+            self._client.create_csr(order.csr_file, order.key_file, self.profile)
+        except NitroError as error:
+            self._check_own(error)
+        pem = self._client.read_file(order.csr_file)
+        if pem is None:
+            text = f"{self.profile.appliance.host}: the CSR {order.csr_file} is not there"
+            raise AgentError("appliance", text)
+        try:
+            order.csr = check_csr(pem, self.profile)
+        except AgentError:
+            self._record.litter += [order.key_file, order.csr_file]
+            self._abandon()
+            self._delete_litter()
+            raise
+        self._remember()
+
+    def _check_own(self, error: NitroError) -> None:
+        """Go on where a file is there already because an earlier run was cut off; else raise.
+
+        A file that this order did not make is never used: the next run takes other names.
+        """
+        if error.code == _FILE_EXISTS and self._plan.resumes:
+            return
+        if error.code == _FILE_EXISTS:
+            self._abandon()
+        raise error
+
+    def _abandon(self) -> None:
+        """Give up an order of which SCM knows nothing; the next run begins a new one."""
+        self._record.order = None
+        self._remember()
+
+    def _order(self) -> None:
+        order = self._current
+        try:
+            cert_id = self._place(order)
+        except NotOfferedError as error:
+            log.warning("%s: %s: enrolling instead", self.profile.name, error.message)
+            self.result.warnings.append(f"{error.message}: enrolled anew instead")
+            order.action = "enroll"
+            cert_id = self._place(order)
+        order.cert_id = cert_id
+        self.result.cert_id = cert_id
+        try:
+            self._remember()
+        except AgentError as error:
+            text = (
+                f"order {cert_id} was placed but could not be recorded ({error.message}): make room"
+            )
+            text += f", then run citrixagent.py enroll --cert-id {cert_id} {self.profile.name}"
+            raise AgentError("state", text) from None
+
+    def _place(self, order: Order) -> str:
+        """Send an order; what is on disk before and after tells the next run what may exist."""
+        installed = self._record.installed
+        previous = installed.cert_id if installed else None
+        self._scm.prepare()
+        order.sent = iso(utc_now())
+        self._remember()
+        try:
+            return self._scm.order(order.action, previous, order.csr or "", self.profile)
+        except UnknownOutcomeError as error:
+            text = f"{error.message}: {unknown_outcome_text(self.profile.name, order)}"
+            raise AgentError("unknown_outcome", text) from None
+        except (AgentError, Interrupted):
+            order.sent = None
+            self._remember()
+            raise
+
+    def collect(self) -> None:
+        """Ask once whether the certificate is there, and keep it if so."""
+        order = self._current
+        cert_id = self._plan.cert_id or order.cert_id or ""
+        self.result.cert_id = cert_id
+        try:
+            answer = self._scm.download(cert_id)
+        except ScmError as error:
+            if error.kind == "rejected":
+                self._check_turned_down(cert_id, error.message)
+            raise
+        if order.cert_id != cert_id:  # the operator's, and SCM knows it
+            order.cert_id, order.refused = cert_id, None
+            order.sent = order.sent or iso(utc_now())
+            self._remember()
+        if answer is None:
+            if self._polls % _STATUS_EVERY == 0:
+                self._look_at_status(cert_id)
+            self._polls += 1
+            return
+        self._chain = check_issued(answer, order.csr or "", self.profile.names, utc_now())
+        order.pem = "".join(certificate.pem for certificate in self._chain)
+        order.serial = self._chain[0].serial
+        self._remember()
+        self._did(Step.COLLECT)
+
+    def _look_at_status(self, cert_id: str) -> None:
+        """Learn what an order waits for; a status that cannot be had changes nothing."""
+        try:
+            self._check_turned_down(cert_id)
+        except AgentError as error:
+            if error.kind == "declined":
+                raise
+            log.info("%s: %s", self.profile.name, error.message)
+
+    def _check_turned_down(self, cert_id: str, words: str = "") -> None:
+        """Ask for an order's status; AgentError (declined), kept, where it was turned down."""
+        status = self._scm.status(cert_id)
+        self.result.reason = _STATUS_TEXTS.get(status, f"SCM says {status.lower()}")
+        if status in _TURNED_DOWN:
+            text = f"order {cert_id} was {status.lower()} in SCM" + (f": {words}" if words else "")
+            self._current.refused = self._run.link.redactor.hide(text)
+            self._remember()
+            remedy = f"once it can succeed, run citrixagent.py enroll {self.profile.name}"
+            raise AgentError("declined", f"{text}: {remedy}")
+
+    def fail(self, error: AgentError) -> None:
+        """Take note of a failure: an order that cannot be used may be given up with --force."""
+        order = self._record.order
+        if order and order.cert_id and error.kind in {"mismatch", "rejected", "appliance"}:
+            order.failed = self._run.link.redactor.hide(error.message)
+            with contextlib.suppress(AgentError):
+                self._remember()
+            way = f"citrixagent.py enroll --force {self.profile.name}"
+            text = f"{error.message}: if it stays so, give order {order.cert_id} up with {way}"
+            error = AgentError(error.kind, text)
+        self.result.fail(error)
+
+    def interrupt(self) -> None:
+        """Report what was not finished when the run was interrupted."""
+        if self.waits:
+            self.leave_pending()
+        elif self._todo and not self.result.error:
+            text = f"interrupted before {self._todo[0].value}: the next run goes on from here"
+            self.result.fail(AgentError("state", text))
+
+    def leave_pending(self) -> None:
+        self.result.outcome = "pending"
+        self.result.reason = self.result.reason or "being issued by the CA"
+        self._todo = []
+
+    def _upload(self) -> None:
+        order = self._current
+        self._ensure_issuers()
+        self._client.upload(order.cert_file, self._chain[0].pem.encode())
+        order.uploaded = True
+        self._remember()
+
+    def _ensure_issuers(self) -> list[CertKey]:
+        """Have every intermediate there, linked to the next; return them, nearest first."""
+        rows: list[CertKey] = []
+        for certificate in reversed(self._chain[1:]):
+            row = self._view.find(certificate) or self._add_intermediate(certificate)
+            if rows and not row.link:
+                self._touch()
+                self._client.link(row.name, rows[0].name)
+                row = self._read_back(row.name, certificate, rows[0].name)
+            rows.insert(0, row)
+        return rows
+
+    def _add_intermediate(self, certificate: Certificate) -> CertKey:
+        name = intermediate_name(certificate)
+        self._client.upload(f"{name}.crt", certificate.pem.encode())
+        self._touch()
+        try:
+            self._client.add_certkey(name, f"{name}.crt")
+        except NitroError as error:
+            if error.code != _EXISTS:
+                raise
+            name = same_content(error) or name
+        return self._read_back(name, certificate)
+
+    def _read_back(self, name: str, certificate: Certificate, link: str = "") -> CertKey:
+        """Return a certkey as the appliance has it now, if that is what was written."""
+        row = self._view.refresh(name)
+        if row is None or row.serial != certificate.serial:
+            found = f"the serial {row.serial}" if row else "nothing"
+            wrong = f"{found} instead of {certificate.serial}"
+        elif link and row.link != link:
+            wrong = f"the link {row.link or 'nothing'} instead of {link}"
+        else:
+            return row
+        host = self.profile.appliance.host
+        raise AgentError("appliance", f"{host}: the certkey {name}, read back, holds {wrong}")
+
+    def _touch(self) -> None:
+        """Remember, before the configuration changes, that it will have to be saved."""
+        if not self._record.unsaved:
+            self._record.unsaved = True
+            self._remember()
+
+    def _install(self) -> None:
+        order, leaf = self._current, self._chain[0]
+        row = self._view.certkeys.get(self.profile.certkey)
+        self._touch()
+        if row is None:
+            self._add()
+            return
+        old = self._installed_certificate()
+        if order.replaces is None or order.replaces.serial != row.serial:
+            order.replaces = self._generation_of(row, old)
+            self._remember()
+        self._update(row, other_names=old is None or set(old.names) != set(leaf.names))
+        self._read_back(self.profile.certkey, leaf)
+
+    def _add(self) -> None:
+        order, certkey = self._current, self.profile.certkey
+        try:
+            self._client.add_certkey(certkey, order.cert_file, order.key_file)
+        except NitroError as error:
+            if error.code != _EXISTS:
+                raise
+            if other := same_content(error):
+                text = f'{error.message}: this certificate is there as "{other}"'
+                raise AgentError("appliance", f"{text}: set certificate.name to it") from None
+            self._read_back(certkey, self._chain[0])
+        if len(self._chain) == 1:  # otherwise read back after the link
+            self._read_back(certkey, self._chain[0])
+
+    def _update(self, row: CertKey, *, other_names: bool) -> None:
+        order, certkey = self._current, self.profile.certkey
+        files = (order.cert_file, order.key_file)
+        try:
+            self._client.update_certkey(certkey, *files, other_names=other_names)
+        except NitroError as error:
+            if error.code != _ISSUER_MISMATCH:
+                raise
+            self._update_unlinked(row, files, other_names=other_names)
+
+    def _update_unlinked(self, row: CertKey, files: tuple[str, str], *, other_names: bool) -> None:
+        """Update where the link forbids another issuer; meanwhile the leaf is served alone."""
+        self._client.unlink(row.name)
+        try:
+            self._client.update_certkey(row.name, *files, other_names=other_names)
+        except AgentError:
+            if row.link:
+                self._client.link(row.name, row.link)
+            raise
+
+    def _generation_of(self, row: CertKey, certificate: Certificate | None) -> Generation:
+        installed = self._record.installed
+        if installed and installed.serial == row.serial:
+            return installed
+        return Generation(
+            serial=row.serial,
+            key_file=row.key_file,
+            cert_file=row.cert_file,
+            names=list(certificate.names) if certificate else [],
+            key_type=certificate.key_type if certificate else row.key_family,
+            pem=certificate.pem if certificate else "",
+            ours=False,
+        )
+
+    def _link(self) -> None:
+        issuers = self._ensure_issuers()
+        if not issuers:
+            return
+        certkey, issuer = self.profile.certkey, issuers[0].name
+        row = self._view.certkeys.get(certkey)
+        if row and row.link == issuer:
+            return
+        self._touch()
+        if row and row.link:
+            self._client.unlink(certkey)
+        self._client.link(certkey, issuer)
+        self._read_back(certkey, self._chain[0], issuer)
+
+    def _bind(self) -> None:
+        """Bind where it is missing; where another certkey would be pushed out, only if agreed."""
+        missing = [
+            server
+            for server in self.profile.virtual_servers
+            if not self._view.is_bound(server, self.profile.certkey)
+        ]
+        refused = [] if self._agreed else self._view.bound_elsewhere(missing, self.profile)
+        for server in missing:
+            if other := self._view.bound_instead(server, self.profile):
+                if not self._agreed:
+                    continue
+                text = f'the certkey "{other}" was replaced on the virtual server "{server.name}"'
+                self.result.warnings.append(text)
+            self._bind_to(server)
+        if refused:
+            raise AgentError("state", conflict_text(self.profile.name, refused))
+
+    def _bind_to(self, server: VirtualServer) -> None:
+        certkey = self.profile.certkey
+        self._view.virtual_server(server)
+        self._touch()
+        self._client.bind(server.name, certkey)
+        others = [each for each in self._view.bindings if each.virtual_server != server.name]
+        self._view.bindings = others + self._client.bindings(server.name)
+        if not self._view.is_bound(server, certkey):
+            host = self.profile.appliance.host
+            text = f"{host}: {server.name} does not list the certkey {certkey} after the binding"
+            raise AgentError("appliance", text)
+
+    def saved(self) -> None:
+        """Take note that the appliance saved its configuration."""
+        self._record.unsaved = False
+        self._close_order()
+        self._remember()
+        if self._todo[:1] == [Step.SAVE]:
+            self._did(Step.SAVE)
+
+    def _verify(self) -> None:
+        """Compare what every virtual server presents with what was installed."""
+        for server in self.profile.virtual_servers:
+            wrong = self._wrong_at(server)
+            if wrong and self.profile.handshake == "required":
+                raise AgentError("verify", wrong)
+            if wrong:
+                self.result.warnings.append(wrong)
+        self._record.unverified = False
+        self._remember()
+
+    def _wrong_at(self, server: VirtualServer) -> str:
+        """Say what a virtual server presents instead; empty where all is well."""
+        host, port = server.connect or self._address_of(server)
+        if not port or host in {"", "0.0.0.0", "::"}:  # noqa: S104 - the mark of "not addressable"
+            return (
+                f'the virtual server "{server.name}" has no address of its own, so what it '
+                "presents was not verified: set connect in the profile"
+            )
+        name = self.profile.subject.common_name.replace("*", "www", 1)
+        wrong = ""
+        for delay in (*_RETRY_DELAYS, None):
+            wrong = self._compare(server, host, port, name)
+            if not wrong or delay is None:
+                break
+            self._run.link.interrupt.wait(delay)
+        return wrong
+
+    def _address_of(self, server: VirtualServer) -> tuple[str, int]:
+        row = self._view.virtual_server(server)
+        return row.address, row.port
+
+    def _compare(self, server: VirtualServer, host: str, port: int, name: str) -> str:
+        place = f'the virtual server "{server.name}" at {host}:{port}'
+        try:
+            key_type = self._chain[0].key_type
+            presented = read_certificate(presented_certificate(host, port, name, key_type))
+        except OSError as error:
+            return f"{place} could not be verified: {_words(error)}"
+        except ValueError:
+            return f"{place} could not be verified: it presents no certificate"
+        if presented.fingerprint == self._chain[0].fingerprint or (
+            not self._chain[0].fingerprint and presented.serial == self._chain[0].serial
+        ):
+            return ""
+        serial = shown_serial(presented.serial)
+        return f"{place} presents another certificate (serial {serial}, {presented.common_name})"
+
+    def _clean_up(self) -> None:
+        """Delete the files that neither this nor the last generation needs."""
+        self._delete_litter()
+        self._record.finishing = None
+        self._remember()
+
+    def _delete_litter(self) -> None:
+        record = self._record
+        generations = [each for each in (record.installed, record.previous) if each]
+        kept = {file for each in generations for file in (each.key_file, each.cert_file)}
+        kept |= self._view.files_in_use()
+        for file in list(record.litter):
+            try:
+                if file not in kept:
+                    self._client.delete_file(file)
+            except AgentError as error:
+                self.result.warnings.append(f"{file} was not deleted: {error.message}")
+                continue
+            record.litter.remove(file)
+        self._remember()
+
+    def finish(self) -> None:
+        """Complete the result once every step is done."""
+        if self.result.outcome == "unchanged" and self._plan.first:
+            self.result.outcome = self._plan.outcome
+            self.result.show(self._chain[0])
+
+
+def _give_up(work: Work, trouble: dict[str, AgentError]) -> None:
+    """End the waiting of this run; the next one goes on."""
+    if error := trouble.get(work.profile.name):
+        raise error
+    work.leave_pending()
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
+class Crew:
+    """The profiles of one appliance: one session, two passes, one save."""
+
+    def __init__(self, appliance: Appliance, profiles: Sequence[Profile], run: Run) -> None:
+        self.address = appliance.address
+        self._run = run
+        self._client = NetScaler(appliance, run.link)
+        self._view = View(appliance, self._client)
+        scm = EnrollmentApi(run.config, run.tokens, run.link)
+        self._works = [Work(profile, self._view, scm, run) for profile in profiles]
+        self.results = [work.result for work in self._works]
+
+    def run(self) -> None:
+        """Bring every profile as far as it gets; what goes wrong stands in the results."""
+        try:
+            self._guarded(self._works, self._handle)
+        except Interrupted:
+            for work in self._works:
+                work.interrupt()
+        finally:
+            self._client.logout()
+
+    def _handle(self) -> None:
+        self._view.open()
+        self._each(self._works, Work.plan)
+        self._each(self._works, lambda work: work.advance(Step.COLLECT, Step.SAVE))
+        self._collect()
+        self._save()
+        self._each(self._works, Work.advance)
+        self._each(self._works, Work.finish)
+
+    def _each(self, works: Iterable[Work], do: Callable[[Work], None]) -> None:
+        """Do the same with every profile that has not failed; one's failure is nobody else's."""
+        for work in works:
+            if not work.result.error:
+                self._guarded([work], functools.partial(do, work))
+
+    @staticmethod
+    def _guarded(works: Sequence[Work], do: Callable[[], None]) -> None:
+        """Do something; what goes wrong is the failure of those profiles that have none yet."""
+        try:
+            do()
+        except AgentError as error:
+            failure = error
+        except Exception as error:
+            log.exception("unexpected")
+            name = type(error).__name__
+            failure = AgentError("state", f"unexpected {name}: the log in state/ tells more")
+        else:
+            return
+        for work in works:
+            if not work.result.error:
+                work.fail(failure)
+
+    def _collect(self) -> None:
+        """Ask for the open orders together, ever more slowly, and install each as it arrives."""
+        start, delay = time.monotonic(), _FIRST_POLL
+        trouble: dict[str, AgentError] = {}
+        while waiting := [work for work in self._works if work.waits]:
+            waited = time.monotonic() - start
+            self._run.progress(f"waiting for {_count(len(waiting), 'certificate')}, {waited:.0f} s")
+            self._each(waiting, lambda work: self._ask(work, trouble))
+            self._each(waiting, self._install_if_issued)
+            over = [work for work in waiting if work.waits and waited >= work.max_wait]
+            self._each(over, lambda work: _give_up(work, trouble))
+            if still := [work.max_wait for work in self._works if work.waits]:
+                left = min(still) - (time.monotonic() - start)
+                self._run.link.interrupt.wait(max(0.0, min(delay, left)))
+                delay = min(delay * 1.5, _LONGEST_POLL)
+
+    @staticmethod
+    def _ask(work: Work, trouble: dict[str, AgentError]) -> None:
+        trouble.pop(work.profile.name, None)
+        try:
+            work.collect()
+        except AgentError as error:
+            if error.kind not in {"unreachable", "unavailable"}:
+                raise
+            trouble[work.profile.name] = error  # it may pass while there is time to wait
+
+    @staticmethod
+    def _install_if_issued(work: Work) -> None:
+        if not work.waits:
+            work.advance(Step.SAVE)
+
+    def _save(self) -> None:
+        """Save once for all, also what a profile that failed has changed."""
+        touched = [work for work in self._works if work.needs_save]
+        if touched and not self._run.dry_run:
+            self._guarded(touched, functools.partial(self._save_for, touched))
+
+    def _save_for(self, works: Sequence[Work]) -> None:
+        self._client.save()
+        for work in works:
+            work.saved()
+
+
+def _run_in_turn(crews: Iterable[Crew]) -> None:
+    """Run crews whose profiles reach one appliance in different ways, one after another."""
+    for crew in crews:
+        crew.run()
+
+
+def by_appliance(profiles: Iterable[Profile]) -> dict[Appliance, list[Profile]]:
+    groups: dict[Appliance, list[Profile]] = {}
+    for profile in profiles:
+        groups.setdefault(profile.appliance, []).append(profile)
+    return groups
+
+
+def run_all(profiles: Sequence[Profile], run: Run, jobs: int) -> list[Result]:
+    """Handle all profiles, appliances in parallel; results stand in the order of their names.
+
+    An interruption ends it early: what was not finished says so in its result.
+    """
+    crews = [Crew(appliance, members, run) for appliance, members in by_appliance(profiles).items()]
+    at_one_address: dict[tuple[str, int], list[Crew]] = {}
+    for crew in crews:
+        at_one_address.setdefault(crew.address, []).append(crew)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
+        for done in [pool.submit(_run_in_turn, group) for group in at_one_address.values()]:
+            done.result()
+    results = [result for crew in crews for result in crew.results]
+    return sorted(results, key=lambda result: result.profile)
+
+
+# ----- 10. Report -----------------------------------------------------------------------------
+
+
+class Console:
+    """Where text leaves the program: one line at a time, without secrets."""
+
+    def __init__(self, redactor: Redactor, *, quiet: bool) -> None:
+        self._redactor = redactor
+        self._quiet = quiet  # --json: stdout holds the one object and nothing else
+        self._lock = threading.Lock()
+        self._progress = ""
+        self.is_terminal = sys.stdout.isatty() and not quiet
+
+    def say(self, text: str) -> None:
+        if not self._quiet:
+            self._echo(text)
+
+    def complain(self, text: str) -> None:
+        self._echo(text, err=True)
+
+    def emit(self, data: Document) -> None:
+        """Write the one JSON object."""
+        with self._lock:
+            click.echo(json.dumps(self._redactor.hide_in(data)))
+
+    def progress(self, text: str) -> None:
+        """Show what is going on, in one line that the next text replaces; on a terminal only."""
+        if not self.is_terminal:
+            return
+        with self._lock:
+            width = max(len(self._progress), len(text))
+            click.echo(f"\r{text:<{width}}", nl=False)
+            self._progress = text
+
+    def _echo(self, text: str, *, err: bool = False) -> None:
+        with self._lock:
+            if self._progress:
+                click.echo("\r" + " " * len(self._progress) + "\r", nl=False)
+                self._progress = ""
+            click.echo(self._redactor.hide(text), err=err)
+
+
+def _error_text(error: AgentError) -> str:
+    return error.message if error.kind == "config" else f"error: {error.message}"
+
+
+def _error_document(error: AgentError) -> Document:
+    return {"kind": error.kind, "message": error.message}
+
+
+def _result_document(result: Result) -> Document:
+    return {
+        "profile": result.profile,
+        "appliance": result.appliance,
+        "certkey": result.certkey,
+        "outcome": result.outcome,
+        "reason": result.reason,
+        "steps": result.steps,
+        "not_after": result.not_after,
+        "serial": result.serial,
+        "cert_id": result.cert_id,
+        "warnings": result.notices + result.warnings,
+        "error": _error_document(result.error) if result.error else None,
+    }
+
+
+def _line(result: Result) -> str:
+    """Return the line about a profile; empty where there is nothing to tell."""
+    name = result.profile
+    if result.error and result.error.kind == "config":
+        number = result.error.message.count("\n") + 1
+        return f"{name}: failed: {_count(number, 'problem')} in its configuration"
+    if result.error:
+        return f"{name}: failed: {result.error.message}"
+    if result.outcome == "unchanged":
+        return ""
+    if result.outcome == "pending":
+        return f"{name}: pending, {result.reason} (order {result.cert_id})"
+    if result.outcome == "planned":
+        return f"{name}: planned, {result.reason}: {', '.join(result.steps)}"
+    valid = (result.not_after or "").partition("T")[0]
+    return f"{name}: {result.outcome}, valid until {valid} (serial {result.serial})"
+
+
+@dataclasses.dataclass
+class Report:
+    """Collects what happened and tells it: as lines, or as one JSON object."""
+
+    command: str
+    console: Console
+    as_json: bool
+    dry_run: bool = False
+    verbose: bool = False
+    nothing_usable: bool = False  # no profile could be read
+    started: str = dataclasses.field(default_factory=lambda: iso(utc_now()))
+    results: list[Result] = dataclasses.field(default_factory=list)
+    certificates: list[Document] | None = None
+    errors: list[AgentError] = dataclasses.field(default_factory=list)  # that stopped everything
+    failures: list[AgentError] = dataclasses.field(default_factory=list)  # of parts of a list
+
+    def exit_code(self) -> int:
+        """Return the exit code: what stopped everything, else failures, else what is pending.
+
+        A wrong configuration stops everything only where nothing usable is left.
+        """
+        if self.errors:
+            return self.errors[0].exit_code
+        failed = [result.error for result in self.results if result.error]
+        if failed and self.nothing_usable:
+            return ExitCode.CONFIG
+        if failed or self.failures:
+            return ExitCode.FAILED
+        pending = any(result.outcome == "pending" for result in self.results)
+        return ExitCode.PENDING if pending else ExitCode.OK
+
+    def tell(self, code: int) -> None:
+        if self.as_json:
+            self.console.emit(self._document(code))
+            return
+        for result in self.results:
+            self._tell_result(result)
+        for error in self.errors + self.failures:
+            self.console.complain(_error_text(error))
+        if self.console.is_terminal and self.results:
+            self.console.say(self._summary())
+
+    def _tell_result(self, result: Result) -> None:
+        if text := _line(result):
+            self.console.say(text)
+        if result.error and result.error.kind == "config":
+            self.console.complain(result.error.message)
+        chatty = self.console.is_terminal or self.verbose or result.outcome != "unchanged"
+        for warning in result.warnings + (result.notices if chatty else []):
+            self.console.complain(f"{result.profile}: warning: {warning}")
+
+    def _summary(self) -> str:
+        counts: dict[str, int] = {}
+        for result in self.results:
+            counts[result.outcome] = counts.get(result.outcome, 0) + 1
+        parts = [f"{number} {outcome.replace('_', ' ')}" for outcome, number in counts.items()]
+        return f"{_count(len(self.results), 'profile')}: {', '.join(parts)}"
+
+    def _document(self, code: int) -> Document:
+        body: Document = {"version": 1, "command": self.command}
+        if self.certificates is not None:
+            body["certificates"] = self.certificates
+        else:
+            body["dry_run"] = self.dry_run
+        body |= {"started": self.started, "finished": iso(utc_now()), "exit_code": int(code)}
+        if self.certificates is None:
+            body["profiles"] = [_result_document(result) for result in self.results]
+        errors = self.errors + self.failures
+        if self.certificates is not None:
+            errors += [result.error for result in self.results if result.error]
+        body["errors"] = [_error_document(error) for error in errors]
+        return body
+
+
+# ----- 11. Command line -----------------------------------------------------------------------
+
+_LOG_SIZE, _LOG_FILES = 1_000_000, 5
+
+
+@dataclasses.dataclass
+class App:
+    """What the options before the command say."""
+
+    home: pathlib.Path
+    verbosity: int
+
+
+class _UtcFormatter(logging.Formatter):
+    """One line per record in UTC, without secrets."""
+
+    converter = staticmethod(time.gmtime)
+
+    def __init__(self, redactor: Redactor) -> None:
+        super().__init__("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+        self._redactor = redactor
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._redactor.hide(super().format(record))
+
+
+@contextlib.contextmanager
+def _logging(level: int, redactor: Redactor, log_file: pathlib.Path | None) -> Iterator[None]:
+    """Send the log to stderr, as far as asked for, and to a file that is rotated."""
+    import logging.handlers
+
+    handlers: list[logging.Handler] = []
+    if level:
+        handlers.append(logging.StreamHandler())
+        handlers[0].setLevel(logging.DEBUG if level > 1 else logging.INFO)
+    if log_file:
+        log_file.touch(mode=0o600)
+        handlers.append(
+            logging.handlers.RotatingFileHandler(
+                log_file, maxBytes=_LOG_SIZE, backupCount=_LOG_FILES, encoding="utf-8"
+            )
+        )
+    log.setLevel(logging.DEBUG if level > 1 else logging.INFO)
+    log.propagate = False
+    for handler in handlers:
+        handler.setFormatter(_UtcFormatter(redactor))
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+
+
+def ask_for_agreement(agreement: str) -> bool:
+    """Show the agreement and ask; no answer is a no."""
+    click.echo(agreement)
+    try:
+        return click.confirm("Do you accept this agreement?")
+    except click.Abort:
+        return False
+
+
+def not_accepted_text(home: pathlib.Path) -> str:
+    return (
+        "the licence agreement has not been accepted: read LICENSE.txt, then run "
+        f"{_PROGRAM} --home {home} eula --accept"
+    )
+
+
+class Session:
+    """One command from its options to its exit code."""
+
+    def __init__(self, app: App, command: str, *, as_json: bool, dry_run: bool = False) -> None:
+        self.app = app
+        self.redactor = Redactor()
+        self.link = Link(Interrupt(), self.redactor)
+        self.store = Store(app.home)
+        self.home = Home(app.home, self.redactor)
+        console = Console(self.redactor, quiet=as_json)
+        self.report = Report(command, console, as_json, dry_run=dry_run, verbose=app.verbosity > 0)
+
+    def run(self, body: Callable[[Session], None]) -> NoReturn:
+        """Run a command's body and end the process with what came of it."""
+        os.umask(0o077)
+        try:
+            self.require_agreement()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.link.interrupt.handle)
+            body(self)
+        except AgentError as error:
+            self.report.errors.append(error)
+        except click.UsageError as error:
+            if not self.report.as_json:
+                raise
+            self.report.errors.append(AgentError("config", error.message))
+            self.report.tell(ExitCode.USAGE)
+            sys.exit(ExitCode.USAGE)
+        except Interrupted:
+            log.info("interrupted")
+        stopped = self.link.interrupt.signal
+        code = 128 + stopped if stopped else self.report.exit_code()
+        self.report.tell(code)
+        sys.exit(code)
+
+    def require_agreement(self) -> None:
+        """Have the agreement accepted: earlier, by the environment, or now on a terminal."""
+        agreement = read_agreement()
+        if not self.app.home.is_dir():
+            raise AgentError("config", f"there is no folder {self.app.home}: name one with --home")
+        self.store.prepare()
+        if self.store.has_accepted(agreement):
+            return
+        if os.environ.get("CITRIXAGENT_ACCEPT_EULA", "").lower() == "yes":
+            self.store.accept(agreement, "CITRIXAGENT_ACCEPT_EULA")
+            return
+        terminal = sys.stdin.isatty() and self.report.console.is_terminal
+        if not (terminal and ask_for_agreement(agreement)):
+            raise AgentError("agreement", not_accepted_text(self.app.home))
+        self.store.accept(agreement, "asked")
+
+    def load(self, names: Sequence[str]) -> tuple[ScmConfig, list[Profile]]:
+        """Read all configuration; AgentError (config) where nothing can be done with it."""
+        files = self.home.profile_files(names)
+        config, problems = self.home.load_scm()
+        loaded = self.home.load_profiles(files)
+        for name, found in loaded.broken.items():
+            result = Result(name)
+            result.fail(AgentError("config", "\n".join(dict.fromkeys(found))))
+            self.report.results.append(result)
+        if not files:
+            folder = self.app.home / "profiles"
+            problems.append(f"{folder}: holds no profile: copy example_cert_config.yaml into it")
+        if problems or config is None:
+            raise AgentError("config", "\n".join(problems))
+        self.report.nothing_usable = not loaded.profiles
+        return config, loaded.profiles
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        return self.store.lock(self.report.command)
+
+    def execute(self, names: Sequence[str], intent: Intent, wait: int | None, jobs: int) -> None:
+        """Load, lock, run, and take the results into the report."""
+        config, profiles = self.load(names)
+        if not profiles:
+            return
+        log_file = self.store.folder / "citrixagent.log"
+        with self.lock(), _logging(self.app.verbosity, self.redactor, log_file):
+            run = Run(
+                intent=intent,
+                dry_run=self.report.dry_run,
+                wait=wait,
+                config=config,
+                store=self.store,
+                link=self.link,
+                tokens=Tokens(config, self.redactor),
+                progress=self.report.console.progress,
+            )
+            self.report.results += run_all(profiles, run, jobs)
+            self.report.results.sort(key=lambda result: result.profile)
+            for result in self.report.results:
+                if text := _line(result):
+                    log.info("%s", text)
+
+
+_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object instead of lines."
+)
+_wait_option = click.option(
+    "--wait",
+    type=click.IntRange(0, 86400),
+    metavar="SECONDS",
+    help="Wait so long for issuance, whatever the profiles say; 0: ask once.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--home",
+    type=click.Path(file_okay=False, path_type=pathlib.Path),
+    envvar="CITRIXAGENT_HOME",
+    help="Folder of scm.yaml, profiles/ and state/.  [default: that of the program]",
+)
+@click.option("-v", "verbosity", count=True, help="Show the log on stderr; -vv: every request.")
+@click.version_option(__version__, prog_name="citrixagent")
+@click.pass_context
+def main(context: click.Context, home: pathlib.Path | None, verbosity: int) -> None:
+    """Keep the certificates on Citrix NetScaler virtual servers valid.
+
+    Orders them at Sectigo Certificate Manager; the appliance makes the keys, which never leave it.
+    """
+    context.obj = App((home or _PROGRAM.parent).absolute(), verbosity)
+
+
+@main.command("run")
+@click.argument("profiles", nargs=-1, metavar="[PROFILE]...")
+@click.option("--dry-run", is_flag=True, help="Read and plan only; change and order nothing.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Appliances handled at the same time.",
+)
+@_wait_option
+@_json_option
+@click.pass_obj
+def run_command(
+    app: App, profiles: tuple[str, ...], dry_run: bool, jobs: int, wait: int | None, as_json: bool
+) -> None:
+    """Bring every profile, or the named ones, to where it should be.
+
+    Resumes open orders, enrolls what is missing, renews what is due, repairs bindings and links,
+    saves. Says nothing where there is nothing to do: this is the command for cron.
+    """
+    session = Session(app, "run", as_json=as_json, dry_run=dry_run)
+    session.run(lambda s: s.execute(profiles, Intent(), wait, jobs))
+
+
+@main.command("enroll")
+@click.argument("profiles", nargs=-1, required=True, metavar="PROFILE...")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Order even though a valid certificate is installed, an order's outcome is unknown, or "
+    "another certificate is bound.",
+)
+@click.option(
+    "--cert-id", metavar="ID", help="Go on with an order that SCM has, instead of placing one."
+)
+@_wait_option
+@_json_option
+@click.pass_obj
+def enroll_command(
+    app: App,
+    profiles: tuple[str, ...],
+    force: bool,
+    cert_id: str | None,
+    wait: int | None,
+    as_json: bool,
+) -> None:
+    """Order a certificate and install it; an open order is resumed, not doubled."""
+    if cert_id and len(profiles) != 1:
+        raise click.UsageError("--cert-id takes exactly one PROFILE")
+    session = Session(app, "enroll", as_json=as_json)
+    intent = Intent("enroll", force=force, cert_id=cert_id)
+    session.run(lambda s: s.execute(profiles, intent, wait, jobs=1))
+
+
+def _listed_certificate(view: View, row: CertKey, record: Record) -> Certificate | None:
+    if known := known_certificate(record, row):
+        return known
+    try:
+        return from_row(row) if row.names else read_installed(view, row)
+    except AgentError as error:
+        log.info("%s", error.message)
+        return None
+
+
+def _certificate_fields(certificate: Certificate | None) -> Document:
+    if certificate is None:
+        keys = ("common_name", "subject_alternative_names", "issuer", "serial", "key_type")
+        return dict.fromkeys((*keys, "not_before", "not_after", "days_left"))
+    return {
+        "common_name": certificate.common_name,
+        "subject_alternative_names": list(certificate.names),
+        "issuer": certificate.issuer,
+        "serial": shown_serial(certificate.serial),
+        "key_type": certificate.key_type,
+        "not_before": iso(certificate.not_before),
+        "not_after": iso(certificate.not_after),
+        "days_left": (certificate.not_after - utc_now()).days,
+    }
+
+
+def _order_status(order: Order) -> str:
+    if order.refused:
+        return order.refused
+    if order.cert_id:
+        return "issued" if order.pem else "pending"
+    return "unknown outcome" if order.sent else "not sent"
+
+
+def _certificate_document(
+    view: View, certkey: str, profile: Profile | None, records: Mapping[str, Record]
+) -> Document:
+    row = view.certkeys.get(certkey)
+    record = records[profile.name] if profile else Record("")
+    certificate = _listed_certificate(view, row, record) if row else None
+    bound = [binding for binding in view.bindings if binding.certkey == certkey]
+    order = record.order
+    return {
+        "appliance": view.appliance.host,
+        "certkey": certkey,
+        **_certificate_fields(certificate),
+        "virtual_servers": [{"name": each.virtual_server, "sni": each.sni} for each in bound],
+        "profile": profile.name if profile else None,
+        "order": order
+        and {
+            "cert_id": order.cert_id,
+            "action": order.action,
+            "since": order.sent or order.started,
+            "status": _order_status(order),
+        },
+        "managed": profile is not None,
+    }
+
+
+def _list_appliance(
+    session: Session, appliance: Appliance, profiles: Sequence[Profile], show_all: bool
+) -> list[Document]:
+    client = NetScaler(appliance, session.link)
+    view = View(appliance, client)
+    owners = {profile.certkey: profile for profile in profiles}
+    try:
+        view.open(standby=True)
+        names = dict.fromkeys((*owners, *(view.certkeys if show_all else ())))
+        records = {profile.name: session.store.load(profile.name) for profile in profiles}
+        return [_certificate_document(view, name, owners.get(name), records) for name in names]
+    finally:
+        client.logout()
+
+
+def _table_row(each: Document) -> tuple[str, ...]:
+    bound = [
+        server["name"] + (" (SNI)" if server["sni"] else "") for server in each["virtual_servers"]
+    ]
+    order = each["order"]
+    return (
+        each["appliance"],
+        each["certkey"],
+        each["common_name"] or "not installed",
+        (each["not_after"] or "-").partition("T")[0],
+        "-" if each["days_left"] is None else str(each["days_left"]),
+        ", ".join(bound) or "-",
+        each["profile"] or "-",
+        f"{order['cert_id'] or '?'} {order['status']}" if order else "-",
+    )
+
+
+def _table(certificates: Sequence[Document]) -> list[str]:
+    """Return the lines of a table; nothing for nothing."""
+    if not certificates:
+        return []
+    head = ("APPLIANCE", "CERTKEY", "NAME", "EXPIRES", "DAYS", "BOUND TO", "PROFILE", "ORDER")
+    rows = [head, *(_table_row(each) for each in certificates)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def list_certificates(session: Session, names: Sequence[str], *, show_all: bool) -> None:
+    """Read every appliance of the profiles and tell what it holds."""
+    report = session.report
+    report.certificates = []
+    _, profiles = session.load(names)
+    with _logging(session.app.verbosity, session.redactor, None):
+        for appliance, members in by_appliance(profiles).items():
+            try:
+                report.certificates += _list_appliance(session, appliance, members, show_all)
+            except AgentError as error:
+                report.failures.append(error)
+    if not report.as_json:
+        for line in _table(report.certificates):
+            report.console.say(line)
+
+
+@main.command("list")
+@click.argument("profiles", nargs=-1, metavar="[PROFILE]...")
+@click.option("--all", "show_all", is_flag=True, help="Every certkey on the appliances.")
+@_json_option
+@click.pass_obj
+def list_command(app: App, profiles: tuple[str, ...], show_all: bool, as_json: bool) -> None:
+    """Show what is installed, until when, and where it is bound; changes nothing."""
+    session = Session(app, "list", as_json=as_json)
+    session.run(lambda s: list_certificates(s, profiles, show_all=show_all))
+
+
+@main.command("eula")
+@click.option("--accept", is_flag=True, help="Record that you accept it, without asking.")
+@click.pass_obj
+def eula_command(app: App, accept: bool) -> None:
+    """Show the licence agreement and ask for its acceptance."""
+    agreement = read_agreement()
+    store = Store(app.home)
+    store.prepare()
+    if accept:
+        store.accept(agreement, "eula --accept")
+        click.echo("The licence agreement is accepted.")
+        return
+    if not sys.stdin.isatty():
+        click.echo(agreement)
+        if store.has_accepted(agreement):
+            return
+        raise AgentError("agreement", not_accepted_text(app.home))
+    if not ask_for_agreement(agreement):
+        raise AgentError("agreement", not_accepted_text(app.home))
+    store.accept(agreement, "asked")
+
+
+if __name__ == "__main__":
+    main(prog_name="citrixagent.py")

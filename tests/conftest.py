@@ -1,0 +1,205 @@
+"""A lab for tests: an appliance, an SCM and a home folder, and the program run against them.
+
+Nothing in the program is patched: it is reached through its files, its options and its environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click.testing
+import pytest
+import yaml
+from simulators import server
+from simulators.netscaler import NetScaler
+from simulators.scm import Scm
+
+import citrixagent
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PROGRAM = ROOT / "citrixagent.py"
+PASSWORD = "p@ss: #word\"'"  # what YAML, JSON and URLs could trip over
+CLIENT_SECRET = "s3cr]e.t!,=x"
+
+Document = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a run of the program gave."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def text(self) -> str:
+        return self.stdout + self.stderr
+
+    def document(self) -> Document:
+        data = json.loads(self.stdout)
+        assert isinstance(data, dict)
+        return data
+
+    def profile(self, name: str = "www") -> Document:
+        (found,) = [each for each in self.document()["profiles"] if each["profile"] == name]
+        assert isinstance(found, dict)
+        return found
+
+
+class Lab:
+    """One home folder with an appliance and an SCM behind it."""
+
+    def __init__(self, home: pathlib.Path, appliance: NetScaler, scm: Scm) -> None:
+        self.home = home
+        self.appliance = appliance
+        self.scm = scm
+        self.ca_file = home / "ca.pem"
+        self.ca_file.write_text(server.authority_pem())
+        appliance.add_user("citrixagent", PASSWORD)
+        scm.add_client("client", CLIENT_SECRET)
+        (home / "profiles").mkdir()
+        self.write_scm()
+
+    def write_scm(self, **changes: object) -> None:
+        self.write_yaml(
+            "scm.yaml",
+            {
+                "url": self.scm.url,
+                "client_id": "client",
+                "client_secret": CLIENT_SECRET,
+                "token_url": self.scm.token_url,
+                "ca_bundle": "ca.pem",
+                "timeout": 5,
+                **changes,
+            },
+        )
+
+    def citrix(self, **changes: object) -> Document:
+        block = {
+            "host": self.appliance.host,
+            "username": "citrixagent",
+            "password": PASSWORD,
+            "ca_bundle": str(self.ca_file),
+            "timeout": 20,
+        }
+        return _changed(block, changes)
+
+    def profile(self, **changes: object) -> Document:
+        """Return a profile that works; ``changes`` replace whole blocks, None removes one."""
+        return _changed(
+            {
+                "citrix": self.citrix(),
+                "virtual_servers": [{"name": "vs_www", "type": "load_balancing"}],
+                "certificate": self.certificate(),
+                "enrollment": {"max_wait": 20},
+            },
+            changes,
+        )
+
+    @staticmethod
+    def certificate(**changes: object) -> Document:
+        block = {
+            "common_name": "www.example.com",
+            "subject_alternative_names": ["example.com", "192.0.2.10"],
+            "organization": "Example Ltd",
+            "state": "England",
+            "country": "GB",
+            "key_type": "ECDSA-P256",
+        }
+        return _changed(block, changes)
+
+    def write_profile(self, name: str = "www", **changes: object) -> pathlib.Path:
+        return self.write_yaml(f"profiles/{name}.yaml", self.profile(**changes))
+
+    def write_yaml(self, path: str, data: object, mode: int = 0o600) -> pathlib.Path:
+        return self.write(path, yaml.safe_dump(data), mode)
+
+    def write(self, path: str, text: str, mode: int = 0o600) -> pathlib.Path:
+        file = self.home / path
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+        file.chmod(mode)
+        return file
+
+    def accept(self) -> None:
+        assert self("eula", "--accept").exit_code == 0
+
+    def __call__(self, *arguments: str) -> Outcome:
+        """Run the program in this process, without a terminal."""
+        options = ["--home", str(self.home), *arguments]
+        result = click.testing.CliRunner().invoke(
+            citrixagent.main, options, prog_name="citrixagent.py"
+        )
+        outcome = Outcome(result.exit_code, result.stdout, result.stderr)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        self.check_secrets(outcome.text)
+        return outcome
+
+    def spawn(
+        self, *arguments: str, environment: Mapping[str, str] | None = None, cwd: str = "/"
+    ) -> Outcome:
+        """Run the program as a process of its own."""
+        done = subprocess.run(
+            [sys.executable, str(PROGRAM), "--home", str(self.home), *arguments],
+            env=dict(environment or {}),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        self.check_secrets(done.stdout + done.stderr)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def json(self, *arguments: str) -> Outcome:
+        return self(*arguments, "--json")
+
+    def record(self, name: str = "www") -> Document:
+        data = json.loads((self.home / "state" / f"profile-{name}.json").read_text())
+        assert isinstance(data, dict)
+        return data
+
+    def check_secrets(self, text: str = "") -> None:
+        """Fail where a secret stands in an output, a log or a state file."""
+        state = [path for path in (self.home / "state").glob("*") if path.is_file()]
+        texts = [text, *(path.read_text() for path in state)]
+        secrets = [PASSWORD, CLIENT_SECRET, "PRIVATE KEY"]
+        for secret in secrets:
+            assert not any(secret in each for each in texts)
+
+
+def _changed(block: Document, changes: Mapping[str, object]) -> Document:
+    merged = {**block, **changes}
+    return {key: value for key, value in merged.items() if value is not None}
+
+
+@pytest.fixture
+def lab(tmp_path: pathlib.Path) -> Iterator[Lab]:
+    """An accepted agreement, an appliance with vs_www, an SCM that issues at once."""
+    with NetScaler() as appliance, Scm() as scm:
+        scm.issue_after = 0
+        appliance.add_virtual_server("vs_www", "load_balancing")
+        made = Lab(tmp_path, appliance, scm)
+        made.accept()
+        yield made
+        made.check_secrets()
+        assert not appliance.private_keys_read
+        assert not appliance.sessions
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the environment of whoever runs the tests out of them."""
+    for name in os.environ:
+        if name.lower().endswith("_proxy") or name.startswith("CITRIXAGENT_"):
+            monkeypatch.delenv(name)

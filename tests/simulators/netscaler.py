@@ -1,0 +1,312 @@
+"""A NetScaler appliance as its NITRO API shows it: stateful, with real keys and TLS, and strict.
+
+    with NetScaler(release="13.1") as ns:
+        ns.add_user("citrixagent", "secret", policy=r"^(show|stat) ")
+        www = ns.add_virtual_server("vs_www", "load_balancing")
+        ns.install("www", certificate, key, chain=[intermediate])
+        ns.bind("vs_www", "www")
+        www.handshake()
+
+Stricter than the product: what it would let pass or guess at is refused here. Where the product is
+known to differ between releases, or is not known for certain, Variant has a switch.
+
+Not simulated: encrypted keys, DER and PFX, bundles, FIPS and HSM, CRL and OCSP, SSL profiles, bulk
+requests, clusters, partitions other than the default one, the second node of an HA pair.
+
+This module is the front: sessions, rights, requests and answers. ``nitro`` has the wire format,
+``appliance`` the state, ``resources`` what requests do, ``listener`` the virtual servers.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+import secrets
+import urllib.parse
+from collections.abc import Mapping, Sequence
+
+from cryptography import x509
+
+from simulators.appliance import SSL_FOLDER, Appliance, Binding, CertKey, Variant
+from simulators.listener import VirtualServer, presented_chain
+from simulators.nitro import (
+    OPERATIONS,
+    Field,
+    NitroError,
+    Operation,
+    Row,
+    Values,
+    answer,
+    body_of,
+    checked,
+    decoded,
+    done,
+    nitro_error,
+    operations_of,
+    pairs,
+    query_options,
+)
+from simulators.resources import KINDS, bind_certificate
+from simulators.server import HttpsServer, Request, Response
+
+__all__ = [
+    "Binding",
+    "CertKey",
+    "NetScaler",
+    "Variant",
+    "VirtualServer",
+    "nitro_error",
+    "presented_chain",
+]
+
+LOGIN = (
+    Field("username", required=True),
+    Field("password", required=True),
+    Field("timeout", "number", low=300, high=86400),
+)
+# Resources whose answer is an object, not a list of rows.
+OBJECTS = {"nsversion", "nsconfig", "nsfeature", "nshardware", "sslparameter", "stat/hanode"}
+
+
+@dataclasses.dataclass(frozen=True)
+class User:
+    password: str = dataclasses.field(repr=False)
+    policy: str | None = None
+
+
+class NetScaler(Appliance):
+    """One appliance; serves between ``start`` and ``stop``, or as a context manager."""
+
+    def __init__(self, release: str = "13.1", variant: Variant | None = None) -> None:
+        super().__init__(release, variant or Variant())
+        self.server = HttpsServer(self.handle)
+        self.users: dict[str, User] = {}
+        self.sessions: dict[str, str] = {}  # session -> user
+        self.session_limit = 20
+        self.logins = 0
+        self.header_logins = 0
+        self.failed_logins = 0
+        self.lockout_after = 5
+        self.password_failures: collections.Counter[str] = collections.Counter()
+        self.standby_writes: list[str] = []
+        self._killed: set[str] = set()
+
+    def __enter__(self) -> NetScaler:  # noqa: PYI034 - Self needs Python 3.11
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def host(self) -> str:
+        return self.server.host
+
+    def start(self) -> None:
+        self.server.start()
+
+    def stop(self) -> None:
+        self.server.stop()
+        for server in self.virtual_servers.values():
+            server.stop()
+
+    # what an administrator does
+
+    def add_user(self, name: str, password: str, policy: str | None = None) -> None:
+        """Add an administrator; ``policy`` is searched for in a command before it is executed."""
+        self.users[name] = User(password, policy)
+
+    def add_virtual_server(
+        self, name: str, kind: str, servicetype: str = "SSL", *, sni: bool = False
+    ) -> VirtualServer:
+        if kind not in KINDS or name in self.virtual_servers:
+            raise ValueError(f"{kind} {name}")
+        self.virtual_servers[name] = VirtualServer(name, kind, servicetype, sni=sni)
+        return self.virtual_servers[name]
+
+    def install(
+        self, name: str, cert_pem: str, key_pem: str | None = None, chain: Sequence[str] = ()
+    ) -> CertKey:
+        """Put a certificate and its intermediates on the appliance: linked, saved, not bound."""
+        link = None
+        for pem in reversed(chain):
+            link = self._install_issuer(pem, link)
+        certkey = self._install(name, cert_pem, key_pem, link)
+        self.save()
+        return certkey
+
+    def bind(self, virtual_server: str, certkey: str, *, sni: bool = False) -> None:
+        """Bind a certificate and save."""
+        names = {"vservername": virtual_server, "certkeyname": certkey}
+        bind_certificate(self, Values(names, snicert=sni))
+        self.save()
+
+    def reboot(self) -> None:
+        """Restore the saved configuration; files stay, sessions end."""
+        self.kill_sessions()
+        self.restore()
+
+    def kill_sessions(self) -> None:
+        self._killed |= set(self.sessions)
+        self.sessions.clear()
+
+    def _install_issuer(self, pem: str, link: str | None) -> str:
+        certificate = x509.load_pem_x509_certificate(pem.encode())
+        for certkey in self.certkeys.values():
+            if certkey.certificate == certificate:
+                return certkey.name
+        return self._install(f"ca-{certificate.serial_number:X}"[:31], pem, None, link).name
+
+    def _install(self, name: str, pem: str, key_pem: str | None, link: str | None) -> CertKey:
+        stem = re.sub(r"[^\w.-]", "_", name)
+        cert, key = f"{stem}.crt", f"{stem}.key" if key_pem else ""
+        self.write(f"{SSL_FOLDER}/{cert}", pem.encode())
+        if key_pem:
+            self.write(f"{SSL_FOLDER}/{key}", key_pem.encode())
+        certkey = CertKey(name, cert, key, *self.load(cert, key), link)
+        self.running.put(certkey)
+        return certkey
+
+    # requests
+
+    def handle(self, request: Request) -> Response:
+        try:
+            return self._answer(request)
+        except NitroError as error:
+            return error.response()
+
+    def _answer(self, request: Request) -> Response:
+        target = re.fullmatch(r"/nitro/v1/(config|stat)/(\w+)(?:/([^/]+))?", request.path)
+        if not target:
+            return Response(404, b"<html><h1>Not Found</h1></html>", {"Server": "Apache"})
+        resource = target[2] if target[1] == "config" else f"stat/{target[2]}"
+        call = f"{request.method} {resource}"
+        if call == "POST login":
+            return self._login(request)
+        user = self._authenticate(request)
+        if call == "POST logout":
+            return self._logout(request)
+        return self._execute(user, request, resource, target[3])
+
+    def _execute(self, user: str, request: Request, resource: str, name: str | None) -> Response:
+        options = query_options(request)
+        operation = self._operation(request.method, resource, name, options)
+        values = operation.check(_arguments(request, operation, name, options))
+        command = operation.command(values)
+        if not re.search(self.users[user].policy or "", command):
+            raise NitroError(2138, command)
+        rows = operation.work(self, values)
+        if rows is not None:
+            return self._tell(resource, list(rows), options)
+        self.refresh()
+        if self.ha_state == "Secondary":
+            self.standby_writes.append(command)
+        return self._written(created=operation.creates)
+
+    def _operation(
+        self, method: str, resource: str, name: str | None, options: Mapping[str, str]
+    ) -> Operation:
+        missing = resource == "sslecdsakey" and not self.variant.ecdsa
+        if missing or not operations_of(resource):
+            raise NitroError(1232, resource)
+        reads = "list" if name is None else "get"
+        verbs = {"GET": reads, "POST": options.get("action", "add"), "PUT": "set"}
+        verb = verbs.get(method, "delete")
+        if (resource, verb) not in OPERATIONS:
+            raise NitroError(1240, verb)
+        operation = OPERATIONS[resource, verb]
+        if verb == "list" and resource.endswith("_binding") and "bulkbindings" not in options:
+            raise NitroError(1095, operation.fields[0].cli)
+        return operation
+
+    def _written(self, *, created: bool, extra: Mapping[str, str] | None = None) -> Response:
+        body = done({}) if self.variant.write_bodies else None
+        return answer(self.variant.created if created else 200, body, extra)
+
+    def _tell(self, resource: str, rows: list[Row], options: Mapping[str, str]) -> Response:
+        """Answer a read: filter, count, page and shape the rows."""
+        for key, pattern in pairs(options.get("filter", "")).items():
+            if rows and not any(key in row for row in rows):
+                raise NitroError(1090, key)
+            rows = [row for row in rows if re.search(pattern, str(row.get(key, "")))]
+        if "count" in options:
+            rows = [{"__count": len(rows)}]
+        if "pagesize" in options:
+            size, page = int(options["pagesize"]), int(options.get("pageno", 1))
+            rows = rows[size * (page - 1) : size * page]
+        wanted = options["attrs"].split(",") if "attrs" in options else None
+        shaped = [self._shaped(row, wanted) for row in rows]
+        single = resource in OBJECTS and self.variant.single_objects and "count" not in options
+        told: object = shaped[0] if single else shaped
+        return answer(200, done({resource.rpartition("/")[2]: told} if shaped else {}))
+
+    def _shaped(self, row: Row, wanted: list[str] | None) -> Row:
+        kept = {key: value for key, value in row.items() if wanted is None or key in wanted}
+        if self.variant.omit_false:
+            kept = {key: value for key, value in kept.items() if value is not False}
+        if self.variant.numbers_as_strings:
+            kept = {key: str(v) if type(v) is int else v for key, v in kept.items()}
+        return kept
+
+    # sessions
+
+    def _login(self, request: Request) -> Response:
+        values = checked(LOGIN, body_of(request, "login"))
+        self._check_password(values.text("username"), values.text("password"))
+        session = "##" + secrets.token_hex(32).upper()
+        self.sessions[session] = values.text("username")
+        self.logins += 1
+        cookie = f"sessionid={urllib.parse.quote(session)}; path=/nitro/v1"
+        return answer(self.variant.created, done({"sessionid": session}), {"Set-Cookie": cookie})
+
+    def _logout(self, request: Request) -> Response:
+        checked((), body_of(request, "logout"))
+        self.sessions.pop(_session(request), None)
+        cookie = "sessionid=deleted; expires=Thu, 01-Jan-1970 00:00:01 GMT; path=/nitro/v1"
+        return self._written(created=True, extra={"Set-Cookie": cookie})
+
+    def _authenticate(self, request: Request) -> str:
+        session, user = _session(request), request.headers.get("x-nitro-user")
+        if user is not None:
+            if session:
+                raise NitroError(1238, "sessionid", "X-NITRO-USER")
+            self._check_password(user, request.headers.get("x-nitro-pass", ""))
+            self.header_logins += 1
+            return user
+        if session not in self.sessions:
+            raise NitroError(444 if session in self._killed else 1027)
+        return self.sessions[session]
+
+    def _check_password(self, name: str, password: str) -> None:
+        user = self.users.get(name)
+        locked = self.password_failures[name] >= self.lockout_after
+        if locked or user is None or user.password != password:
+            self.password_failures[name] += 1
+            self.failed_logins += 1
+            raise NitroError(354)
+        if len(self.sessions) >= self.session_limit:
+            raise NitroError(446)
+        del self.password_failures[name]
+
+
+def _session(request: Request) -> str:
+    parts = [part.strip().partition("=") for part in request.headers.get("cookie", "").split(";")]
+    cookies = {name: value for name, _, value in parts}
+    return urllib.parse.unquote(cookies.get("NITRO_AUTH_TOKEN") or cookies.get("sessionid") or "")
+
+
+def _arguments(
+    request: Request, operation: Operation, name: str | None, options: Mapping[str, str]
+) -> dict[str, object]:
+    """Return what a request gives an operation: its body, or its path and ``args``."""
+    if request.method in {"POST", "PUT"}:
+        if name is not None:
+            raise NitroError(1238, name)
+        return body_of(request, operation.resource)
+    switches = {"true": True, "false": False}
+    args = pairs(options.get("args", ""))
+    given: dict[str, object] = {key: switches.get(text, text) for key, text in args.items()}
+    if name is not None:
+        given[operation.fields[0].attribute] = decoded(name, 2)
+    return given

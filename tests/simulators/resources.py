@@ -1,0 +1,691 @@
+"""What NITRO requests do to an appliance, resource by resource.
+
+    @operation("sslcertkey", "unlink", "unlink ssl certKey", CERTKEY)
+
+is ``POST /sslcertkey?action=unlink``, the command ``unlink ssl certKey NAME``, its arguments, and
+above all the function that carries it out or refuses.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import datetime as dt
+import ipaddress
+import re
+from collections.abc import Callable
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
+
+from simulators.appliance import (
+    SSL_FOLDER,
+    Appliance,
+    Binding,
+    CertKey,
+    key_pem,
+    load_key,
+    pooled_rsa_key,
+    public_key,
+)
+from simulators.listener import VirtualServer
+from simulators.nitro import Field, NitroError, Row, Values, operation
+
+FOLDERS = (SSL_FOLDER, "/nsconfig", "/nsconfig/license", "/var/tmp")
+FILE_TYPES = ("txt", "cert", "crt", "cer", "pem", "req", "csr", "xml", "lic", "key")
+FILE_LIMIT = 2 * 1024 * 1024
+KINDS = {
+    "load_balancing": "lbvserver",
+    "gateway": "vpnvserver",
+    "content_switching": "csvserver",
+    "authentication": "authenticationvserver",
+}
+BUILDS = {"12.1": "65.25", "13.0": "92.31", "13.1": "59.19", "14.1": "43.50"}
+SHORT_NAMES = {
+    NameOID.COUNTRY_NAME: "C",
+    NameOID.STATE_OR_PROVINCE_NAME: "ST",
+    NameOID.LOCALITY_NAME: "L",
+    NameOID.ORGANIZATION_NAME: "O",
+    NameOID.ORGANIZATIONAL_UNIT_NAME: "OU",
+    NameOID.COMMON_NAME: "CN",
+    NameOID.EMAIL_ADDRESS: "emailAddress",
+}
+SIGNATURE_NAMES = {
+    SignatureAlgorithmOID.RSA_WITH_SHA256: "sha256WithRSAEncryption",
+    SignatureAlgorithmOID.RSA_WITH_SHA384: "sha384WithRSAEncryption",
+    SignatureAlgorithmOID.RSA_WITH_SHA512: "sha512WithRSAEncryption",
+    SignatureAlgorithmOID.ECDSA_WITH_SHA256: "ecdsa-with-SHA256",
+    SignatureAlgorithmOID.ECDSA_WITH_SHA384: "ecdsa-with-SHA384",
+    SignatureAlgorithmOID.ECDSA_WITH_SHA512: "ecdsa-with-SHA512",
+}
+
+NAME = "[A-Za-z0-9_][A-Za-z0-9_#. :@=-]*"
+PEM_ONLY = Field("inform", choices=("PEM",))
+CERTKEY = Field("certkeyName", required=True, high=63, pattern=NAME, key="certkey")
+CERT = Field("cert", "path", high=63)
+KEY = Field("key", "path", high=63)
+MONITOR = Field("expiryMonitor", choices=("ENABLED", "DISABLED"))
+PERIOD = Field("notificationPeriod", "number", low=10, high=100)
+LINK = Field("linkCertKeyName", pattern=NAME)
+SERVER_NAME = Field("vServerName", required=True, high=127)
+KEY_FORM = Field("keyform", choices=("PEM",))
+
+
+@operation("nsversion", "list", "show ns version")
+def show_version(ns: Appliance, _: Values) -> list[Row]:
+    build = BUILDS.get(ns.release, "1.1")
+    date = "Jul  7 2021, 10:31:36   (64-bit)"
+    return [{"version": f"NetScaler NS{ns.release}: Build {build}.nc, Date: {date}", "mode": "1"}]
+
+
+@operation("nshardware", "list", "show ns hardware")
+def show_hardware(_: Appliance, __: Values) -> list[Row]:
+    return [{"hwdescription": "NetScaler Virtual Appliance", "sysid": "450000", "serialno": "SIM"}]
+
+
+@operation("nsfeature", "list", "show ns feature")
+def show_features(_: Appliance, __: Values) -> list[Row]:
+    return [{"feature": ["LB", "CS", "SSL", "SSLVPN", "AAA"], "ssl": True}]
+
+
+@operation("sslparameter", "list", "show ssl parameter")
+def show_ssl_parameters(_: Appliance, __: Values) -> list[Row]:
+    return [{"defaultprofile": "DISABLED", "denysslreneg": "ALL"}]
+
+
+@operation("nsconfig", "list", "show ns config")
+def show_configuration(ns: Appliance, _: Values) -> list[Row]:
+    times = {"lastconfigsavetime": f"{ns.saved_at:%c}", "currentsytemtime": f"{ns.clock():%c}"}
+    system = "HA" if ns.ha_state else "Stand-alone"
+    row = {"ipaddress": "127.0.0.1", "netmask": "255.0.0.0", "systemtype": system}
+    return [{**row, "primaryip": "127.0.0.1", "configchanged": not ns.saved, **times}]
+
+
+@operation("nsconfig", "save", "save ns config", Field("all", "flag"))
+def save_configuration(ns: Appliance, _: Values) -> None:
+    ns.save()
+
+
+@operation("hanode", "list", "show HA node")
+@operation("hanode", "get", "show HA node", Field("id", required=True))
+def show_nodes(ns: Appliance, values: Values) -> list[Row]:
+    rows = [_node_row(0, ns.ha_state or "Primary")]
+    if ns.ha_state:
+        rows.append(_node_row(1, "Secondary" if ns.ha_state == "Primary" else "Primary"))
+    found = [row for row in rows if values.get("id", row["id"]) == row["id"]]
+    if not found:
+        raise NitroError(258, "id", values["id"])
+    return found
+
+
+def _node_row(number: int, state: str) -> Row:
+    row = {"id": str(number), "ipaddress": f"127.0.0.{number + 1}", "state": state}
+    return {**row, "hastatus": "ENABLED", "hasync": "ENABLED", "haprop": "ENABLED"}
+
+
+@operation("stat/hanode", "list", "stat HA node")
+def show_node_state(ns: Appliance, _: Values) -> list[Row]:
+    row = {"hacurstatus": "YES" if ns.ha_state else "NO", "hacurstate": "UP"}
+    counters = {"haerrproptimeout": "0", "haerrsyncfailure": "0", "hapktrxrate": 5}
+    return [{**row, "hacurmasterstate": ns.ha_state or "Primary", **counters}]
+
+
+MODES = (
+    "all",
+    "bookmarks",
+    "ssl",
+    "imports",
+    "misc",
+    "dns",
+    "krb",
+    "AAA",
+    "app_catalog",
+    "all_plus_misc",
+    "all_minus_misc",
+)
+
+
+@operation("hafiles", "sync", "sync HA files", Field("mode", "list", choices=MODES))
+def sync_files(ns: Appliance, values: Values) -> None:
+    if ns.ha_state is None:
+        raise NitroError(257)
+    modes = values.get("mode", ["all"])
+    assert isinstance(modes, list)
+    ns.file_syncs.append(modes)
+
+
+@operation("nspartition", "Switch", "switch ns partition", Field("partitionName", required=True))
+def switch_partition(_: Appliance, values: Values) -> None:
+    if values.text("partitionname") != "default":
+        raise NitroError(2755, "partitionName", values.text("partitionname"))
+
+
+# files
+
+FILE_NAME = Field("fileName", required=True, high=63)
+FILE_LOCATION = Field("fileLocation", required=True, high=127)
+
+
+@operation(
+    "systemfile",
+    "add",
+    "add system file",
+    FILE_NAME,
+    FILE_LOCATION,
+    Field("fileContent", "content", required=True, high=FILE_LIMIT * 4 // 3 + 4),
+    Field("fileEncoding"),
+)
+def upload_file(ns: Appliance, values: Values) -> None:
+    path = _file_path(values)
+    if values.text("filename").rpartition(".")[2] not in FILE_TYPES:
+        raise NitroError(3442)
+    if values.get("fileencoding", "BASE64") != "BASE64":
+        raise NitroError(3444)
+    if path in ns.files:
+        raise NitroError(1642)
+    try:
+        content = base64.b64decode(values.text("filecontent"), validate=True)
+    except binascii.Error:
+        raise NitroError(3443) from None
+    ns.write(path, content)
+
+
+def _file_path(values: Values) -> str:
+    location, name = values.text("filelocation"), values.text("filename")
+    if location not in FOLDERS:
+        raise NitroError(3440)
+    if "/" in name:
+        raise NitroError(1097, "fileName", name)
+    return f"{location}/{name}"
+
+
+def _file_row(ns: Appliance, path: str) -> Row:
+    location, _, name = path.rpartition("/")
+    time = f"{ns.written_at.get(path, ns.saved_at):%c}"
+    return {
+        "filename": name,
+        "filelocation": location,
+        "fileaccesstime": time,
+        "filemodifiedtime": time,
+        "filesize": str(len(ns.files[path])),
+    }
+
+
+@operation(
+    "systemfile",
+    "list",
+    "show system file",
+    dataclasses.replace(FILE_NAME, required=False),
+    FILE_LOCATION,
+)
+def show_files(ns: Appliance, values: Values) -> list[Row]:
+    if "filename" in values:
+        if ns.variant.download == "name":
+            raise NitroError(1090, "filename")
+        return _download(ns, values)
+    folder = _file_path(values)
+    return [
+        _file_row(ns, path) for path in sorted(ns.files) if path.rpartition("/")[0] + "/" == folder
+    ]
+
+
+@operation("systemfile", "get", "show system file", FILE_NAME, FILE_LOCATION)
+def show_file(ns: Appliance, values: Values) -> list[Row]:
+    if ns.variant.download == "args":
+        raise NitroError(1240, "get")
+    return _download(ns, values)
+
+
+def _download(ns: Appliance, values: Values) -> list[Row]:
+    path = _file_path(values)
+    if path not in ns.files:
+        if ns.variant.missing_file is None:
+            return []
+        raise NitroError(ns.variant.missing_file)
+    content = ns.files[path]
+    if b"PRIVATE KEY" in content:
+        ns.private_keys_read.append(values.text("filename"))
+    encoded = base64.b64encode(content).decode()
+    return [_file_row(ns, path) | {"filecontent": encoded, "fileencoding": "BASE64"}]
+
+
+@operation("systemfile", "delete", "rm system file", FILE_NAME, FILE_LOCATION)
+def delete_file(ns: Appliance, values: Values) -> None:
+    path = _file_path(values)
+    if path not in ns.files:
+        raise NitroError(ns.variant.missing_file or 3441)
+    del ns.files[path]
+
+
+# keys and requests
+
+KEY_FILE = Field("keyFile", "path", required=True, high=63)
+
+
+@operation(
+    "sslrsakey",
+    "create",
+    "create ssl rsakey",
+    KEY_FILE,
+    Field("bits", "number", required=True, low=1024, high=4096),
+    Field("exponent", choices=("F4",)),
+    KEY_FORM,
+)
+def create_rsa_key(ns: Appliance, values: Values) -> None:
+    bits = values.number("bits", 0)
+    key = pooled_rsa_key(bits) if ns.key_pool else rsa.generate_private_key(65537, bits)
+    ns.create(values.text("keyfile"), key_pem(key))
+
+
+CURVES = {"P_256": ec.SECP256R1(), "P_384": ec.SECP384R1()}
+
+
+@operation(
+    "sslecdsakey",
+    "create",
+    "create ssl ecdsakey",
+    KEY_FILE,
+    Field("curve", required=True, choices=tuple(CURVES)),
+    KEY_FORM,
+)
+def create_ecdsa_key(ns: Appliance, values: Values) -> None:
+    curve = CURVES[values.text("curve")]
+    ns.create(values.text("keyfile"), key_pem(ec.generate_private_key(curve)))
+
+
+SUBJECT = {
+    "countryname": NameOID.COUNTRY_NAME,
+    "statename": NameOID.STATE_OR_PROVINCE_NAME,
+    "localityname": NameOID.LOCALITY_NAME,
+    "organizationname": NameOID.ORGANIZATION_NAME,
+    "organizationunitname": NameOID.ORGANIZATIONAL_UNIT_NAME,
+    "commonname": NameOID.COMMON_NAME,
+    "emailaddress": NameOID.EMAIL_ADDRESS,
+}
+
+
+@operation(
+    "sslcertreq",
+    "create",
+    "create ssl certReq",
+    Field("reqFile", "path", required=True, high=63),
+    KEY_FILE,
+    Field("countryName", required=True, low=2, high=2),
+    Field("stateName", required=True),
+    Field("organizationName", required=True),
+    Field("organizationUnitName"),
+    Field("localityName"),
+    Field("commonName"),
+    Field("emailAddress"),
+    Field("subjectAltName", high=65535),
+    Field("digestMethod", choices=("SHA256",)),
+    KEY_FORM,
+)
+def create_request(ns: Appliance, values: Values) -> None:
+    key = load_key(ns.read(values.text("keyfile")), 1639)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(_subject(values))
+    if names := _alternatives(values.text("subjectaltname")):
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    request = builder.sign(key, hashes.SHA256())
+    ns.create(values.text("reqfile"), request.public_bytes(serialization.Encoding.PEM))
+
+
+def _subject(values: Values) -> x509.Name:
+    try:
+        return x509.Name(
+            x509.NameAttribute(oid, values.text(key))
+            for key, oid in SUBJECT.items()
+            if key in values
+        )
+    except ValueError:
+        raise NitroError(1684) from None
+
+
+NAME_KINDS: dict[str, Callable[[str], x509.GeneralName]] = {
+    "DNS": x509.DNSName,
+    "IP": lambda text: x509.IPAddress(ipaddress.ip_address(text)),
+    "email": x509.RFC822Name,
+    "URI": x509.UniformResourceIdentifier,
+}
+
+
+def _alternatives(text: str) -> list[x509.GeneralName]:
+    """Parse ``DNS:a IP:b``: entries with a kind each, between blanks or commas."""
+    return [_alternative(entry) for entry in re.findall(r"[^ ,]+", text)]
+
+
+def _alternative(entry: str) -> x509.GeneralName:
+    kind, _, value = entry.partition(":")
+    if kind not in NAME_KINDS or not value:
+        raise NitroError(1097, "subjectAltName", entry)
+    try:
+        return NAME_KINDS[kind](value)
+    except ValueError:
+        raise NitroError(1097, "subjectAltName", entry) from None
+
+
+# certificates
+
+
+def _check_name_length(ns: Appliance, name: str) -> None:
+    if len(name) > ns.variant.certkey_name_limit:
+        raise NitroError(1106, CERTKEY.cli, ns.variant.certkey_name_limit)
+
+
+@operation(
+    "sslcertkey",
+    "add",
+    "add ssl certKey",
+    CERTKEY,
+    dataclasses.replace(CERT, required=True),
+    KEY,
+    PEM_ONLY,
+    MONITOR,
+    PERIOD,
+    LINK,
+)
+def add_certkey(ns: Appliance, values: Values) -> None:
+    """Add a certificate; a link that is given here is ignored, like by the product."""
+    name, cert, key = values.text("certkey"), values.text("cert"), values.text("key")
+    _check_name_length(ns, name)
+    if name in ns.certkeys:
+        raise NitroError(273, "certkeyName", name)
+    certificate, private_key = ns.load(cert, key)
+    ns.check_unique(certificate, name)
+    monitor = values.text("expirymonitor") or "ENABLED"
+    period = values.number("notificationperiod", 30)
+    ns.running.put(CertKey(name, cert, key, certificate, private_key, None, monitor, period))
+
+
+@operation(
+    "sslcertkey",
+    "update",
+    "update ssl certKey",
+    CERTKEY,
+    CERT,
+    KEY,
+    PEM_ONLY,
+    Field("noDomainCheck", "flag"),
+)
+def update_certkey(ns: Appliance, values: Values) -> None:
+    old = ns.certkey(values.text("certkey"))
+    if not values.keys() & {"cert", "key"}:
+        raise NitroError(1094)
+    cert, key = values.text("cert") or old.cert, values.text("key")
+    certificate, private_key = ns.load(cert, key, old.private_key)
+    ns.check_unique(certificate, old.name)
+    new = dataclasses.replace(
+        old, cert=cert, key=key or old.key, certificate=certificate, private_key=private_key
+    )
+    if new.domains != old.domains and not values.flag("nodomaincheck"):
+        raise NitroError(3585)
+    broken = ns.running.broken_links(new)
+    if broken and ns.variant.update_link == "refuse":
+        raise NitroError(1548)
+    ns.running.put(new)
+    if ns.variant.update_link == "break":
+        for certkey in broken:
+            ns.running.put(dataclasses.replace(certkey, link=None))
+
+
+@operation("sslcertkey", "set", "set ssl certKey", CERTKEY, MONITOR, PERIOD)
+def set_certkey(ns: Appliance, values: Values) -> None:
+    old = ns.certkey(values.text("certkey"))
+    monitor = values.text("expirymonitor") or old.expirymonitor
+    period = values.number("notificationperiod", old.notificationperiod)
+    ns.running.put(dataclasses.replace(old, expirymonitor=monitor, notificationperiod=period))
+
+
+@operation(
+    "sslcertkey", "link", "link ssl certKey", CERTKEY, dataclasses.replace(LINK, required=True)
+)
+def link_certkey(ns: Appliance, values: Values) -> None:
+    certkey, issuer = ns.certkey(values.text("certkey")), ns.certkey(values.text("linkcertkeyname"))
+    if certkey.link:
+        raise NitroError(273, "certkeyName", certkey.name)
+    if certkey == issuer:
+        raise NitroError(1543)
+    if certkey in ns.running.chain(issuer):
+        raise NitroError(1677)
+    if not certkey.issued_by(issuer):
+        raise NitroError(1548)
+    ns.running.put(dataclasses.replace(certkey, link=issuer.name))
+
+
+@operation("sslcertkey", "unlink", "unlink ssl certKey", CERTKEY)
+def unlink_certkey(ns: Appliance, values: Values) -> None:
+    certkey = ns.certkey(values.text("certkey"))
+    if not certkey.link:
+        raise NitroError(1545)
+    ns.running.put(dataclasses.replace(certkey, link=None))
+
+
+@operation("sslcertkey", "delete", "rm ssl certKey", CERTKEY)
+def delete_certkey(ns: Appliance, values: Values) -> None:
+    certkey = ns.certkey(values.text("certkey"))
+    bound = any(binding.certkey == certkey.name for binding in ns.bindings)
+    if bound or ns.running.linked_to(certkey.name):
+        raise NitroError(1541)
+    del ns.certkeys[certkey.name]
+
+
+def _certkey_row(ns: Appliance, certkey: CertKey) -> Row:
+    certificate = certkey.certificate
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    now, key = ns.clock(), public_key(certificate)
+    row: Row = {
+        "certkey": certkey.name,
+        "cert": certkey.cert,
+        **({"key": certkey.key} if certkey.key else {}),
+        "inform": "PEM",
+        "signaturealg": SIGNATURE_NAMES.get(certificate.signature_algorithm_oid, "unknown"),
+        "certificatetype": ["INTM_CERT"] if certkey.is_ca else ["CLNT_CERT", "SRVR_CERT"],
+        "serial": certkey.serial,
+        "issuer": _distinguished(certificate.issuer),
+        "clientcertnotbefore": _certificate_time(start),
+        "clientcertnotafter": _certificate_time(end),
+        "daystoexpiration": (end - now).days,
+        "subject": _distinguished(certificate.subject),
+        "publickey": "rsaEncryption" if certkey.key_type == "RSA" else "id-ecPublicKey",
+        "publickeysize": key.key_size,
+        "version": 3,
+        "priority": "0",
+        "status": "Not yet valid" if now < start else "Expired" if now > end else "Valid",
+        "passcrypt": "",
+        "data": "0",
+        "servername": "",
+        "servicename": "",
+        "expirymonitor": certkey.expirymonitor,
+        "notificationperiod": str(certkey.notificationperiod),
+        "ocspresponsestatus": "NONE",
+    }
+    if certkey.link:
+        row["linkcertkeyname"] = certkey.link
+    if ns.tells_alternatives:
+        row["sandns"] = " ".join(sorted(certkey.dns_names))
+        row["sanipadd"] = " ".join(sorted(certkey.addresses))
+    return row
+
+
+def _distinguished(name: x509.Name) -> str:
+    parts = [f"{SHORT_NAMES.get(a.oid, a.oid.dotted_string)}={a.value!s}" for a in name]
+    return " " + ",".join(parts)
+
+
+def _certificate_time(time: dt.datetime) -> str:
+    return f"{time:%b} {time.day:2d} {time:%H:%M:%S %Y} GMT"
+
+
+@operation("sslcertkey", "get", "show ssl certKey", CERTKEY)
+def show_certkey(ns: Appliance, values: Values) -> list[Row]:
+    return [_certkey_row(ns, ns.certkey(values.text("certkey")))]
+
+
+@operation("sslcertkey", "list", "show ssl certKey")
+def show_certkeys(ns: Appliance, _: Values) -> list[Row]:
+    return [_certkey_row(ns, certkey) for certkey in ns.certkeys.values()]
+
+
+@operation("sslcertlink", "list", "show ssl certLink")
+def show_links(ns: Appliance, _: Values) -> list[Row]:
+    linked = [certkey for certkey in ns.certkeys.values() if certkey.link]
+    return [{"certkeyname": certkey.name, "linkcertkeyname": certkey.link} for certkey in linked]
+
+
+@operation("sslcertkey_sslvserver_binding", ["get", "list"], "show ssl certKey", CERTKEY)
+def show_virtual_servers(ns: Appliance, values: Values) -> list[Row]:
+    name = ns.certkey(values.text("certkey")).name
+    return [
+        {"certkey": name, "servername": b.virtual_server, "ca": b.ca, "version": 3, "data": "0"}
+        for b in ns.bindings
+        if b.certkey == name
+    ]
+
+
+@operation("sslcertkey_binding", ["get", "list"], "show ssl certKey", CERTKEY)
+def show_certkey_bindings(ns: Appliance, values: Values) -> list[Row]:
+    rows = show_virtual_servers(ns, values)
+    part = {"sslcertkey_sslvserver_binding": rows} if rows else {}
+    return [{"certkey": values.text("certkey"), **part}]
+
+
+# virtual servers
+
+
+def _server_row(server: VirtualServer) -> Row:
+    host, port = server.address
+    row = {"name": server.name, "ipv46": host, "port": port, "servicetype": server.servicetype}
+    return {**row, "curstate": server.state}
+
+
+def _register_virtual_servers(kind: str, resource: str) -> None:
+    verb = f"show {resource.removesuffix('vserver')} vserver"
+
+    @operation(resource, "list", verb)
+    def show_all(ns: Appliance, _: Values) -> list[Row]:
+        return [_server_row(s) for s in ns.virtual_servers.values() if s.kind == kind]
+
+    @operation(resource, "get", verb, Field("name", required=True, high=127))
+    def show_one(ns: Appliance, values: Values) -> list[Row]:
+        server = ns.virtual_servers.get(values.text("name"))
+        if server is None or server.kind != kind:
+            raise NitroError(258, "name", values.text("name"))
+        return [_server_row(server)]
+
+
+for _kind, _resource in KINDS.items():
+    _register_virtual_servers(_kind, _resource)
+
+
+def _tls_row(server: VirtualServer) -> Row:
+    row = {"vservername": server.name, "snienable": "ENABLED" if server.sni else "DISABLED"}
+    return {**row, "ssl3": "DISABLED", "tls12": "ENABLED", "tls13": "ENABLED"}
+
+
+@operation("sslvserver", "get", "show ssl vserver", SERVER_NAME)
+def show_tls_server(ns: Appliance, values: Values) -> list[Row]:
+    return [_tls_row(ns.tls_server(values.text("vservername")))]
+
+
+@operation("sslvserver", "list", "show ssl vserver")
+def show_tls_servers(ns: Appliance, _: Values) -> list[Row]:
+    return [_tls_row(server) for server in ns.virtual_servers.values() if server.has_tls]
+
+
+BINDING = "sslvserver_sslcertkey_binding"
+BOUND_CERTKEY = Field("certkeyName", required=True, high=63)
+SNI, CA = Field("SNICert", "flag"), Field("CA", "flag")
+REVOCATION = (
+    Field("crlCheck", choices=("Mandatory", "Optional")),
+    Field("ocspCheck", choices=("Mandatory", "Optional")),
+    Field("skipCAName", "flag"),
+)
+
+
+@operation(
+    BINDING, ["set", "add"], "bind ssl vserver", SERVER_NAME, BOUND_CERTKEY, SNI, CA, *REVOCATION
+)
+def bind_certificate(ns: Appliance, values: Values) -> None:
+    """Bind a certificate; a default one takes the place of another of its key type."""
+    server = ns.tls_server(values.text("vservername"))
+    certkey = ns.certkey(values.text("certkeyname"))
+    for field in REVOCATION:
+        if field.attribute in values and not values.flag("ca"):
+            raise NitroError(1093, field.cli, "CA")
+    new = Binding(server.name, certkey.name, values.flag("snicert"), values.flag("ca"))
+    if new in ns.bindings:
+        raise NitroError(273, "certkeyName", certkey.name)
+    if new.ca:
+        _check_ca(certkey)
+    else:
+        _check_server_certificate(certkey)
+    if new.sni:
+        _check_sni(ns, server, certkey)
+    if not new.ca and not new.sni:
+        _drop_default(ns, server, certkey.key_type)
+    ns.bindings.append(new)
+
+
+def _check_ca(certkey: CertKey) -> None:
+    if not certkey.is_ca:
+        raise NitroError(3605)
+
+
+def _check_server_certificate(certkey: CertKey) -> None:
+    if certkey.is_ca:
+        raise NitroError(1547)
+    if not certkey.private_key:
+        raise NitroError(3827)
+
+
+def _check_sni(ns: Appliance, server: VirtualServer, certkey: CertKey) -> None:
+    if not server.sni:
+        raise NitroError(3627)
+    if not certkey.common_name:
+        raise NitroError(3628)
+    for other in ns.running.bound(server.name, sni=True):
+        if other.common_name == certkey.common_name:
+            raise NitroError(3629)
+        if other.dns_names & certkey.dns_names:
+            raise NitroError(1674)
+
+
+def _drop_default(ns: Appliance, server: VirtualServer, key_type: str) -> None:
+    for old in ns.running.bound(server.name):
+        if old.key_type == key_type:
+            ns.bindings.remove(Binding(server.name, old.name))
+
+
+def _binding_row(binding: Binding) -> Row:
+    names = {"vservername": binding.virtual_server, "certkeyname": binding.certkey}
+    flags = {"ca": binding.ca, "snicert": binding.sni, "skipcaname": False}
+    return {
+        **names,
+        **flags,
+        "cleartextport": "0",
+        **({"ocspcheck": "Optional"} if binding.ca else {}),
+    }
+
+
+@operation(BINDING, "get", "show ssl vserver", SERVER_NAME)
+def show_bindings(ns: Appliance, values: Values) -> list[Row]:
+    name = ns.tls_server(values.text("vservername")).name
+    return [_binding_row(binding) for binding in ns.bindings if binding.virtual_server == name]
+
+
+@operation(BINDING, "list", "show ssl vserver", dataclasses.replace(SERVER_NAME, required=False))
+def show_all_bindings(ns: Appliance, _: Values) -> list[Row]:
+    return [_binding_row(binding) for binding in ns.bindings]
+
+
+@operation(BINDING, "delete", "unbind ssl vserver", SERVER_NAME, BOUND_CERTKEY, SNI, CA)
+def unbind_certificate(ns: Appliance, values: Values) -> None:
+    server = ns.tls_server(values.text("vservername"))
+    name = ns.certkey(values.text("certkeyname")).name
+    binding = Binding(server.name, name, values.flag("snicert"), values.flag("ca"))
+    if binding not in ns.bindings:
+        raise NitroError(1542)
+    ns.bindings.remove(binding)

@@ -1,0 +1,161 @@
+"""CSRs, leaves and chains, compared with what was asked: the pure functions alone."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
+from simulators.ca import Authority, ChainStyle
+
+import citrixagent as agent
+
+NAMES = ("www.example.com", "example.com", "192.0.2.10")
+NOW = dt.datetime(2026, 11, 23, 2, 0, tzinfo=dt.timezone.utc)
+
+
+def profile(names: tuple[str, ...] = NAMES, key_type: str = "ECDSA-P256") -> agent.Profile:
+    return agent.Profile(
+        name="www",
+        appliance=agent.Appliance("ns1", "u", agent.Secret("p"), agent.Tls(), 60, "/nsconfig/ssl"),
+        virtual_servers=(agent.VirtualServer("vs", "gateway", None),),
+        certkey="www",
+        subject=agent.Subject(names[0], "Example Ltd", "", "", "England", "GB", ""),
+        names=names,
+        key_type=key_type,
+        auto_renew=True,
+        window=agent.Window(),
+        on_change="replace",
+        enrollment=agent.Enrollment("", "", (), None, None, 600),
+        handshake="try",
+    )
+
+
+def general(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def csr(
+    names: tuple[str, ...] = NAMES, common_name: str = "", curve: ec.EllipticCurve | None = None
+) -> bytes:
+    key = ec.generate_private_key(curve or ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name or names[0])])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    alternatives = x509.SubjectAlternativeName([general(name) for name in names])
+    signed = builder.add_extension(alternatives, critical=False).sign(key, hashes.SHA256())
+    return signed.public_bytes(serialization.Encoding.PEM)
+
+
+def test_a_csr_that_is_what_was_asked() -> None:
+    assert "BEGIN CERTIFICATE REQUEST" in agent.check_csr(csr(), profile())
+
+
+@pytest.mark.parametrize(
+    ("pem", "words"),
+    [
+        (
+            csr(NAMES[:2]),
+            "its names are example.com, www.example.com, not 192.0.2.10, example.com, www",
+        ),
+        (csr((*NAMES, "more.example.com")), "its names are 192.0.2.10, example.com, more."),
+        (csr(common_name="other.example.com"), "its common name is not www.example.com"),
+        (csr(curve=ec.SECP384R1()), "its key is ECDSA-P384, not ECDSA-P256"),
+        (b"junk", "the CSR that the appliance made cannot be read"),
+    ],
+    ids=["fewer", "more", "name", "key", "junk"],
+)
+def test_a_csr_that_is_not(pem: bytes, words: str) -> None:
+    with pytest.raises(agent.AgentError) as caught:
+        agent.check_csr(pem, profile())
+    assert caught.value.kind == "mismatch"
+    assert words in caught.value.message
+
+
+def issued(days: int = 199, start: dt.datetime = NOW) -> tuple[str, bytes]:
+    """Return a CSR and SCM's answer to it."""
+    pem = csr()
+    authority = Authority()
+    request = x509.load_pem_x509_csr(pem)
+    leaf = authority.issue(request, NAMES, start, days)
+    return pem.decode(), authority.chain(leaf, ChainStyle(order="shuffled")).encode()
+
+
+def test_leaf_and_chain_are_sorted_and_the_root_dropped() -> None:
+    request, answer = issued()
+    chain = agent.check_issued(answer, request, NAMES, NOW)
+    assert [each.common_name for each in chain] == ["www.example.com", "CA DV E36", "Root E46"]
+    assert all(each.subject != each.issuer for each in chain)
+
+
+@pytest.mark.parametrize(
+    ("moved", "valid"),
+    [
+        (dt.timedelta(days=-1), True),
+        (dt.timedelta(days=-1, seconds=-1), False),
+        (dt.timedelta(days=199, seconds=-2), True),
+        (dt.timedelta(days=199), False),
+    ],
+)
+def test_the_dates_to_the_second(moved: dt.timedelta, valid: bool) -> None:
+    """A day's grace before, for clocks that differ; none after."""
+    request, answer = issued()
+    if valid:
+        assert agent.check_issued(answer, request, NAMES, NOW + moved)
+        return
+    with pytest.raises(agent.AgentError, match="not now"):
+        agent.check_issued(answer, request, NAMES, NOW + moved)
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "covered"),
+    [
+        (["www.example.com"], ["www.example.com"], True),
+        (["*.example.com"], ["www.example.com"], True),
+        (["*.example.com"], ["example.com"], False),
+        (["*.example.com"], ["a.b.example.com"], False),
+        (["*.example.com"], ["*.example.com"], True),
+        (["a.example.com", "b.example.com"], ["a.example.com"], True),
+        (["192.0.2.10"], ["192.0.2.10"], True),
+        ([], ["a.example.com"], False),
+    ],
+)
+def test_which_names_serve_which(held: list[str], wanted: list[str], covered: bool) -> None:
+    assert agent.covers(held, wanted) is covered
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [("0A:3f", "A3F"), ("0x00ff", "FF"), ("00", "0"), ("a3f", "A3F")],
+)
+def test_serials_in_every_spelling(text: str, normal: str) -> None:
+    assert agent.normal_serial(text) == normal
+
+
+@given(st.integers(1, 2**160))
+def test_a_serial_is_shown_in_whole_bytes(number: int) -> None:
+    shown = agent.shown_serial(agent.normal_serial(f"{number:x}"))
+    assert len(shown) % 2 == 0
+    assert int(shown, 16) == number
+
+
+@given(st.text("abc-_.#: @=é", min_size=1, max_size=80), st.integers(10, 31))
+def test_names_of_files_fit_and_are_safe(name: str, limit: int) -> None:
+    base = agent.file_base(name, limit)
+    assert len(base) <= limit
+    assert set(base) <= set("abcdef0123456789-_.")
+
+
+@given(st.sets(st.text("ab# :", min_size=1, max_size=60), min_size=2, max_size=2))
+def test_two_names_never_become_one(names: set[str]) -> None:
+    one, two = names
+    assert agent.file_base(one, 31) != agent.file_base(two, 31)
+    assert agent.shorten(one) != agent.shorten(two)

@@ -1,0 +1,438 @@
+"""The command line: agreement, lock, help, cron, JSON, logs, signals."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pathlib
+import pty
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import PASSWORD, PROGRAM, Lab
+from simulators.server import Fault
+
+
+@pytest.fixture
+def stranger(lab: Lab) -> Lab:
+    """A lab whose agreement nobody has accepted yet, with a profile."""
+    (lab.home / "state" / "eula.json").unlink()
+    lab.write_profile()
+    return lab
+
+
+@pytest.mark.parametrize("command", [["run"], ["enroll", "www"], ["list"]])
+def test_without_the_agreement_nothing_happens(stranger: Lab, command: list[str]) -> None:
+    outcome = stranger(*command)
+    assert outcome.exit_code == 6
+    assert outcome.stderr == (
+        "error: the licence agreement has not been accepted: read LICENSE.txt, then run "
+        f"{PROGRAM} --home {stranger.home} eula --accept\n"
+    )
+    assert stranger.json(*command).document()["errors"][0]["kind"] == "agreement"
+    assert not stranger.appliance.server.requests
+
+
+def test_the_agreement_is_accepted_once_with_hash_time_and_user(stranger: Lab) -> None:
+    assert stranger("eula", "--accept").exit_code == 0
+    recorded = json.loads((stranger.home / "state" / "eula.json").read_text())
+    assert set(recorded) == {"sha256", "accepted", "user", "way"}
+    assert stranger("run").exit_code == 0
+
+
+def test_the_environment_accepts_for_unattended_installs(
+    stranger: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CITRIXAGENT_ACCEPT_EULA", "yes")
+    assert stranger("run").exit_code == 0
+    monkeypatch.delenv("CITRIXAGENT_ACCEPT_EULA")
+    assert stranger("run").exit_code == 0
+
+
+def test_a_changed_agreement_is_asked_for_again(stranger: Lab, tmp_path: pathlib.Path) -> None:
+    """The program lies in a folder of its own here, with a licence that changes."""
+    folder = tmp_path / "program"
+    folder.mkdir()
+    (folder / "citrixagent.py").write_bytes(PROGRAM.read_bytes())
+    (folder / "LICENSE.txt").write_text("One")
+    command = [sys.executable, str(folder / "citrixagent.py"), "--home", str(stranger.home)]
+
+    def run(*arguments: str) -> int:
+        return subprocess.run([*command, *arguments], capture_output=True, check=False).returncode
+
+    assert run("eula", "--accept") == 0
+    assert run("list") == 0
+    (folder / "LICENSE.txt").write_text("Two")
+    assert run("list") == 6
+    (folder / "LICENSE.txt").unlink()
+    assert run("list") == 6
+
+
+def on_a_terminal(lab: Lab, answer: str, *arguments: str) -> tuple[int, str]:
+    """Run the program on a terminal, type an answer, and return exit code and what is shown."""
+    parent, child = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, str(PROGRAM), "--home", str(lab.home), *arguments],
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        env={"TERM": "xterm"},
+    ) as process:
+        os.close(child)
+        os.write(parent, answer.encode())
+        shown = b""
+        while True:
+            try:
+                shown += os.read(parent, 65536)
+            except OSError:
+                break
+        code = process.wait(60)
+    os.close(parent)
+    return code, shown.decode()
+
+
+def test_on_a_terminal_the_agreement_is_shown_and_asked_for(stranger: Lab) -> None:
+    code, shown = on_a_terminal(stranger, "n\n", "run")
+    assert code == 6
+    assert "END-USER LICENCE AGREEMENT" in shown
+    code, shown = on_a_terminal(stranger, "y\n", "run")
+    assert code == 0
+    assert "www: enrolled, valid until" in shown
+    assert "1 profile: 1 enrolled" in shown
+    code, shown = on_a_terminal(stranger, "", "run")
+    assert (code, shown.split("\r")[-2].strip()) == (0, "1 profile: 1 unchanged")
+
+
+def test_progress_is_shown_while_waiting_on_a_terminal(lab: Lab) -> None:
+    lab.scm.issue_after = 1
+    lab.write_profile()
+    _, shown = on_a_terminal(lab, "", "run")
+    assert "www: create_key" in shown
+    assert "waiting for 1 certificate, " in shown
+
+
+def test_eula_shows_and_asks(stranger: Lab) -> None:
+    outcome = stranger("eula")
+    assert outcome.exit_code == 6
+    assert "END-USER LICENCE AGREEMENT" in outcome.stdout
+    assert on_a_terminal(stranger, "n\n", "eula")[0] == 6
+    assert on_a_terminal(stranger, "y\n", "eula")[0] == 0
+    assert stranger("eula").exit_code == 0
+
+
+# Cron
+
+
+def test_from_cron(lab: Lab) -> None:
+    """No environment, another folder, no terminal: works, and is silent when nothing changed."""
+    lab.write_profile()
+    first = lab.spawn("run")
+    assert (first.exit_code, first.stderr) == (0, "")
+    assert first.stdout.startswith("www: enrolled, ")
+    second = lab.spawn("run")
+    assert (second.exit_code, second.text) == (0, "")
+
+
+def test_home_is_where_the_program_is_also_through_a_symlink(
+    lab: Lab, tmp_path: pathlib.Path
+) -> None:
+    for name in ("citrixagent.py", "LICENSE.txt"):
+        (lab.home / name).write_bytes((PROGRAM.parent / name).read_bytes())
+    link = tmp_path / "bin"
+    link.symlink_to(lab.home / "citrixagent.py")
+    lab.write_profile()
+    done = subprocess.run(
+        [sys.executable, str(link), "run"],
+        env={"CITRIXAGENT_ACCEPT_EULA": "yes"},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("www: enrolled, ")
+
+
+def test_home_from_the_environment(lab: Lab) -> None:
+    lab.write_profile()
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), "run"],
+        env={"CITRIXAGENT_HOME": str(lab.home)},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("www: enrolled, ")
+
+
+def test_proxies_and_bundles_of_the_environment_do_not_reach_the_appliance(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """~/.netrc and REQUESTS_CA_BUNDLE override nothing that was configured."""
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(lab.home / "nowhere.pem"))
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+
+
+def test_the_proxy_of_the_environment_is_used_for_scm(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    lab.write_profile()
+    error = lab.json("run").profile()["error"]
+    assert error == {
+        "kind": "unreachable",
+        "message": "SCM: the proxy does not connect: Connection refused: check its address and the "
+        "network between",
+    }
+    lab.write_scm(proxy="http://127.0.0.1:2")
+    assert lab.json("run").profile()["error"]["kind"] == "unreachable"
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    lab.write_scm()
+    assert lab("run").exit_code == 0
+
+
+# Lock, state, log
+
+
+def test_one_run_at_a_time(lab: Lab) -> None:
+    lab.write_profile()
+    with (lab.home / "state" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("process 4711, run, since 2026-11-23T02:00:00Z\n")
+        lock.flush()
+        outcome = lab("run")
+        assert outcome.exit_code == 4
+        assert outcome.stderr == (
+            "error: another run is active: process 4711, run, since 2026-11-23T02:00:00Z\n"
+        )
+        assert lab.json("run").document()["errors"][0]["kind"] == "locked"
+        assert lab("list").exit_code == 0
+    assert lab("run").exit_code == 0
+
+
+def test_files_are_for_the_owner_alone(lab: Lab) -> None:
+    lab.write_profile()
+    old = os.umask(0)
+    try:
+        assert lab("run").exit_code == 0
+    finally:
+        os.umask(old)
+    state = lab.home / "state"
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in state.iterdir()}
+    assert set(modes) == {"eula.json", "lock", "profile-www.json", "citrixagent.log"}
+    assert set(modes.values()) == {0o600}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "is damaged and was left as it is"),
+        ("[]", "is damaged and was left as it is"),
+        ('{"version": 1}', "is damaged and was left as it is"),
+        (
+            '{"version": 2, "profile": "www"}',
+            "is of version 2: use the citrixagent.py that wrote it",
+        ),
+    ],
+)
+def test_a_record_that_cannot_be_relied_on_is_refused_and_kept(
+    lab: Lab, text: str, words: str
+) -> None:
+    record = lab.write("state/profile-www.json", text)
+    lab.write_profile()
+    outcome = lab.json("run")
+    assert outcome.exit_code == 1
+    assert outcome.profile()["error"]["kind"] == "state"
+    assert f"{record} {words}" in outcome.profile()["error"]["message"]
+    assert record.read_text() == text
+    assert not lab.scm.orders
+
+
+def test_the_log_tells_decisions_and_changes(lab: Lab) -> None:
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    lines = (lab.home / "state" / "citrixagent.log").read_text().splitlines()
+    texts = [line.split(" ", 2)[2] for line in lines]
+    assert "www: enrolled: no certificate is installed" in texts
+    assert "www: bind done" in texts
+    assert all(line[:20].endswith("Z") and line[4] == "-" for line in lines)
+
+
+def test_verbosity_shows_the_log(lab: Lab) -> None:
+    lab.write_profile()
+    assert "create_key done" in lab("-v", "run").stderr
+    assert "GET /nitro/v1/config/sslcertkey" in lab("-vv", "run").stderr
+
+
+# JSON
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "nobody"], ["enroll", "nobody"], ["list"]])
+def test_exactly_one_json_object_whatever_happens(lab: Lab, command: list[str]) -> None:
+    outcome = lab.json(*command)
+    document = outcome.document()
+    assert document["version"] == 1
+    assert document["command"] == command[0]
+    assert document["exit_code"] == outcome.exit_code in {2, 3}
+    assert document["errors"][0]["kind"] == "config"
+
+
+def test_list_tells_what_is_installed(lab: Lab) -> None:
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    document = lab.json("list").document()
+    assert list(document)[:3] == ["version", "command", "certificates"]
+    leaf = lab.scm.orders[0].leaf
+    assert leaf is not None
+    (told,) = document["certificates"]
+    assert told == {
+        "appliance": lab.appliance.host,
+        "certkey": "www",
+        "common_name": "www.example.com",
+        "subject_alternative_names": ["www.example.com", "example.com", "192.0.2.10"],
+        "issuer": leaf.issuer.rfc4514_string(),
+        "serial": lab.appliance.certkeys["www"].serial,
+        "key_type": "ECDSA-P256",
+        "not_before": leaf.not_valid_before_utc.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "not_after": leaf.not_valid_after_utc.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "days_left": 198,
+        "virtual_servers": [{"name": "vs_www", "sni": False}],
+        "profile": "www",
+        "order": None,
+        "managed": True,
+    }
+    everything = lab.json("list", "--all").document()["certificates"]
+    assert {each["certkey"]: each["managed"] for each in everything} == {
+        "www": True,
+        **{name: False for name in lab.appliance.certkeys if name != "www"},
+    }
+    lines = lab("list").stdout.splitlines()
+    assert lines[0].split() == [
+        "APPLIANCE", "CERTKEY", "NAME", "EXPIRES", "DAYS", "BOUND", "TO", "PROFILE", "ORDER",
+    ]  # fmt: skip
+    assert lines[1].split()[1:3] == ["www", "www.example.com"]
+
+
+def test_list_names_an_appliance_that_cannot_be_asked(lab: Lab) -> None:
+    lab.write_profile(citrix=lab.citrix(password="wrong"))
+    outcome = lab.json("list")
+    assert outcome.exit_code == 1
+    assert outcome.document()["certificates"] == []
+    assert outcome.document()["errors"][0]["kind"] == "auth"
+
+
+# Enroll
+
+
+def test_enroll_is_refused_while_a_valid_certificate_is_installed(lab: Lab) -> None:
+    lab.write_profile()
+    assert lab.json("enroll", "www").profile()["outcome"] == "enrolled"
+    outcome = lab.json("enroll", "www")
+    assert outcome.exit_code == 1
+    assert outcome.profile()["error"] == {
+        "kind": "state",
+        "message": "a valid certificate is installed and not due (198 days left, window is 66 days)"
+        ": use citrixagent.py enroll --force www to order another one all the same",
+    }
+    assert lab.json("enroll", "--force", "www").profile()["outcome"] == "enrolled"
+    assert len(lab.scm.orders) == 2
+
+
+def test_enroll_with_an_id_needs_the_order_that_it_answers(lab: Lab) -> None:
+    lab.write_profile()
+    lab.write_profile("two", certificate=lab.certificate(name="two"))
+    outcome = lab.json("enroll", "--cert-id", "1", "www")
+    assert outcome.profile()["error"] == {
+        "kind": "state",
+        "message": "www has no open order: its certificate 1 has no key here",
+    }
+    assert lab("enroll", "--cert-id", "1", "www", "two").exit_code == 2
+
+
+def test_a_profile_by_path(lab: Lab, tmp_path: pathlib.Path) -> None:
+    path = lab.write_profile()
+    moved = tmp_path / "elsewhere.yml"
+    path.rename(moved)
+    outcome = lab.json("run", str(moved))
+    assert outcome.profile("elsewhere")["outcome"] == "enrolled"
+
+
+# Signals and start
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_in_order(lab: Lab, number: int, code: int) -> None:
+    """It stops waiting, logs out, and the next run goes on."""
+    lab.scm.approval = "manual"
+    lab.write_profile(enrollment={"max_wait": 600})
+    with subprocess.Popen(
+        [sys.executable, str(PROGRAM), "--home", str(lab.home), "run", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 30
+        while not lab.scm.orders and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (code, "")
+    assert json.loads(stdout)["exit_code"] == code
+    assert not lab.appliance.sessions
+    lab.scm.orders[0].approve()
+    assert lab("run").exit_code == 0
+    assert len(lab.scm.orders) == 1
+
+
+def test_a_signal_while_the_order_is_sent_loses_nothing(lab: Lab) -> None:
+    lab.write_profile()
+    with subprocess.Popen(
+        [sys.executable, str(PROGRAM), "--home", str(lab.home), "run"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        lab.scm.server.before = lambda request: (
+            process.send_signal(signal.SIGTERM)
+            if str(request) == "POST /api/v1/certificates"
+            else None
+        )
+        process.communicate(timeout=30)
+    lab.scm.server.before = None
+    assert process.returncode == 143
+    assert lab("run").exit_code == 0
+    assert len(lab.scm.orders) == 1
+
+
+def test_help_is_fast() -> None:
+    """Heavy imports stand where they are used."""
+
+    def seconds(*command: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *command], capture_output=True, check=True)
+        return time.perf_counter() - start
+
+    imports = min(seconds("-c", "import click, requests, yaml") for _ in range(5))
+    shown = min(seconds(str(PROGRAM), "--help") for _ in range(5))
+    assert shown <= 2.5 * imports
+
+
+def test_an_unexpected_error_of_one_profile_is_nobody_elses(lab: Lab) -> None:
+    """An answer that no release gives: its traceback goes to the log only."""
+    lab.write_profile("www")
+    lab.scm.server.faults.append(
+        Fault("status", matches=lambda request: "openid" in request.path, times=1)
+    )
+    assert lab("run").exit_code in {0, 1}
+    assert PASSWORD not in (lab.home / "state" / "citrixagent.log").read_text()

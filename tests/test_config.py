@@ -1,0 +1,1027 @@
+"""scm.yaml, profiles and appliances/: what a wrong one is told, and what a right one may say."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
+from conftest import CLIENT_SECRET, PASSWORD, Lab
+from simulators.netscaler import NetScaler
+from simulators.scm import Scm
+
+SECRET = "hunter2"  # stands where it should not, and must never be told
+DIGITS = "01234567"  # a password that YAML takes for a number
+WWW = "profiles/www.yaml"
+SERVER = {"name": "vs_www", "type": "load_balancing"}
+FINGERPRINT = ":".join(["AB"] * 32)
+LONG = "a-name-of-forty-characters-that-ends-in-"  # 31 of them are kept at most
+
+TEXT = "must be text: put it in quotes"
+NOT_TEXT = "must be text, not a list or a mapping"
+CONTROL = "must not hold control characters or line breaks"
+FLAG = "must be true or false"
+NUMBER = "must be a whole number in plain decimal notation"
+SECTION = "must be a mapping of keys to values"
+NAME = "is not a DNS name or IP address"
+NAME_ALONE = "must be a name alone, without a scheme or a path"
+HOST = "must be host or host:port, without a scheme or a path"
+PORT = "must have a port between 1 and 65535"
+BRACKETS = "must have an IPv6 address in brackets: [2001:db8::1]:443"
+ADDRESS = "must be an address such as https://cert-manager.example.com"
+HTTPS = "must start with https://"
+CREDENTIALS = "must not hold a user name or password"
+PROXY = "must be an address such as http://proxy.example.com:3128"
+CERTKEY = (
+    "must begin with a letter, digit or _ and hold only letters, digits and _ # . : @ = - or spaces"
+)
+COUNTRY = "must be a country code of two letters, such as GB"
+FINGERPRINT_FORM = "must be a SHA-256 fingerprint: 64 hex digits, colons allowed"
+DIRECTORY = "must be an absolute path on the appliance"
+SERVERS = "must be a list with at least one entry"
+WINDOW = "must be a number of days (1 to 3650) or a share such as 33%"
+KIND = "must be one of load_balancing, gateway, content_switching, authentication"
+KEY_TYPE = "must be one of RSA-2048, RSA-3072, RSA-4096, ECDSA-P256, ECDSA-P384"
+ADMIN = "belongs to api: admin, which this version does not support"
+PASSWORDS = "give exactly one of password, password_file, password_env, password_command"
+CLIENT_SECRETS = PASSWORDS.replace("password", "client_secret")
+TOO_OPEN = "others can read this file, which holds a secret: chmod 600 {home}/"
+
+
+# ----- Ways to write a configuration --------------------------------------------------------------
+
+
+def scm(lab: Lab, **changes: object) -> None:
+    lab.write_profile()
+    lab.write_scm(**changes)
+
+
+def profile(lab: Lab, **changes: object) -> None:
+    lab.write_profile("www", **changes)
+
+
+def citrix(lab: Lab, **changes: object) -> None:
+    lab.write_profile(citrix=lab.citrix(**changes))
+
+
+def password(lab: Lab, **ways: object) -> None:
+    lab.write("profiles/blank", f"\n{SECRET}\n")
+    citrix(lab, **{"password": None, **ways})
+
+
+def server(lab: Lab, **changes: object) -> None:
+    lab.write_profile(virtual_servers=[{**SERVER, **changes}])
+
+
+def certificate(lab: Lab, **changes: object) -> None:
+    lab.write_profile(certificate=lab.certificate(**changes))
+
+
+def renewal(lab: Lab, **keys: object) -> None:
+    lab.write_profile(renewal=keys)
+
+
+def enrollment(lab: Lab, **keys: object) -> None:
+    lab.write_profile(enrollment=keys)
+
+
+def verification(lab: Lab, **keys: object) -> None:
+    lab.write_profile(verification=keys)
+
+
+def line(lab: Lab, **lines: str) -> None:
+    """Write a profile where the lines of these keys read as given, whatever YAML makes of them."""
+    file = lab.write_profile()
+    text = file.read_text()
+    for key, new in lines.items():
+        old = re.search(rf"^ *({key}:.*)$", text, re.MULTILINE)
+        assert old
+        text = text.replace(old[1], new)
+    file.write_text(text)
+
+
+def whole(lab: Lab, content: str | bytes) -> None:
+    """Write a profile that is this and nothing else."""
+    data = content if isinstance(content, bytes) else content.encode()
+    lab.write(WWW, "").write_bytes(data)
+
+
+def appliance(lab: Lab, content: str) -> None:
+    """Write a file in appliances/ and a profile that names it."""
+    lab.write("appliances/ns-prod.yaml", content)
+    lab.write_profile(citrix="ns-prod")
+
+
+# ----- One thing wrong ----------------------------------------------------------------------------
+
+# Every row: what it is about, the change, what is told.
+Table = list[tuple[str, Mapping[str, object], str]]
+
+SCM: Table = [
+    ("no url", {"url": None}, "url: is missing"),
+    ("no client", {"client_id": None}, "client_id: is missing"),
+    ("no secret", {"client_secret": None}, f"client_secret: is missing: {CLIENT_SECRETS}"),
+    ("empty", {"url": " "}, "url: must not be empty"),
+    ("list for text", {"url": ["https://scm.example.com"]}, f"url: {NOT_TEXT}"),
+    ("number for text", {"client_id": 7}, f"client_id: {TEXT}"),
+    ("long", {"client_id": "x" * 1025}, "client_id: must not be longer than 1024 characters"),
+    ("host for url", {"url": "scm.example.com"}, f"url: {ADDRESS}"),
+    ("ftp", {"url": "ftp://scm.example.com"}, f"url: {ADDRESS}"),
+    ("http", {"url": "http://scm.example.com"}, f"url: {HTTPS}"),
+    ("http to a namesake", {"url": "http://127.0.0.1.example.com"}, f"url: {HTTPS}"),
+    ("http token", {"token_url": "http://sso.example.com/token"}, f"token_url: {HTTPS}"),
+    ("credentials", {"url": f"https://client:{SECRET}@scm.example.com"}, f"url: {CREDENTIALS}"),
+    ("user", {"token_url": f"https://{SECRET}@sso.example.com"}, f"token_url: {CREDENTIALS}"),
+    ("proxy", {"proxy": "proxy.example.com:3128"}, f"proxy: {PROXY}"),
+    ("no bundle", {"ca_bundle": "no.pem"}, "ca_bundle: there is no file {home}/no.pem"),
+    (
+        "no bundle in a bundle",
+        {"ca_bundle": "scm.yaml"},
+        "ca_bundle: {home}/scm.yaml is not a PEM file of certificates",
+    ),
+    ("text for number", {"timeout": "30"}, f"timeout: {NUMBER}"),
+    ("flag for number", {"timeout": True}, f"timeout: {NUMBER}"),
+    ("fraction", {"timeout": 1.5}, f"timeout: {NUMBER}"),
+    ("too few", {"timeout": 0}, "timeout: must be between 1 and 3600"),
+    ("too many", {"timeout": 3601}, "timeout: must be between 1 and 3600"),
+    ("text for flag", {"check_revocation": "yes"}, f"check_revocation: {FLAG}"),
+    ("number for flag", {"check_revocation": 0}, f"check_revocation: {FLAG}"),
+    ("secret of digits", {"client_secret": int(DIGITS)}, f"client_secret: {TEXT}"),
+    ("secret in a list", {"client_secret": [SECRET]}, f"client_secret: {NOT_TEXT}"),
+    ("secret of two lines", {"client_secret": f"{SECRET}\nx"}, f"client_secret: {CONTROL}"),
+    (
+        "secret twice",
+        {"client_secret_env": "SCM_SECRET"},
+        f"client_secret: is given more than once: {CLIENT_SECRETS}",
+    ),
+    ("misspelt", {"tokn_url": "x"}, 'tokn_url: unknown key: did you mean "token_url"?'),
+    ("unknown", {"wibble": SECRET}, "wibble: unknown key"),
+    ("no choice", {"api": "soap"}, "api: must be one of enrollment, admin"),
+    (
+        "near a choice",
+        {"api": "enrolment"},
+        'api: must be one of enrollment, admin: did you mean "enrollment"?',
+    ),
+    ("admin", {"api": "admin"}, "api: admin is not supported by this version: use enrollment"),
+    (
+        "admin's keys",
+        {"login": "admin", "password": SECRET, "org_id": 7},
+        f"login: {ADMIN}\npassword: {ADMIN}\norg_id: {ADMIN}",
+    ),
+]
+
+PROFILE: Table = [
+    ("number for section", {"renewal": 5}, f"renewal: {SECTION}"),
+    ("list for section", {"verification": ["off"]}, f"verification: {SECTION}"),
+    ("no servers", {"virtual_servers": None}, "virtual_servers: is missing"),
+    ("empty list", {"virtual_servers": []}, f"virtual_servers: {SERVERS}"),
+    ("mapping for list", {"virtual_servers": SERVER}, f"virtual_servers: {SERVERS}"),
+    ("text for list", {"virtual_servers": "vs_www"}, f"virtual_servers: {SERVERS}"),
+    (
+        "server twice",
+        {"virtual_servers": [SERVER, {**SERVER, "type": "gateway"}]},
+        'virtual_servers[1].name: the virtual server "vs_www" stands twice',
+    ),
+    (
+        "misspelt",
+        {"virtual_server": [SERVER]},
+        'virtual_server: unknown key: did you mean "virtual_servers"?',
+    ),
+    ("unknown", {"wibble": [SECRET]}, "wibble: unknown key"),
+    (
+        "no such appliance",
+        {"citrix": "ns-prod"},
+        "citrix: there is no file {home}/appliances/ns-prod.yaml",
+    ),
+]
+
+CITRIX: Table = [
+    ("no host", {"host": None}, "citrix.host: is missing"),
+    ("no user", {"username": None}, "citrix.username: is missing"),
+    ("no password", {"password": None}, f"citrix.password: is missing: {PASSWORDS}"),
+    ("url", {"host": "https://ns1.example.com"}, f"citrix.host: {HOST}"),
+    ("path", {"host": "ns1.example.com/nitro"}, f"citrix.host: {HOST}"),
+    ("user in host", {"host": f"nsroot:{SECRET}@ns1.example.com"}, f"citrix.host: {HOST}"),
+    ("space", {"host": "ns1 .example.com"}, f"citrix.host: {HOST}"),
+    ("high port", {"host": "ns1.example.com:65536"}, f"citrix.host: {PORT}"),
+    ("port in words", {"host": "ns1.example.com:https"}, f"citrix.host: {PORT}"),
+    ("no brackets", {"host": "2001:db8::1"}, f"citrix.host: {BRACKETS}"),
+    ("underscore", {"host": "ns_1.example.com"}, f"citrix.host: {NAME}"),
+    ("not an address", {"host": "192.0.2.300"}, f"citrix.host: {NAME}"),
+    (
+        "two nodes",
+        {"host": ["ns1.example.com", "ns2.example.com"]},
+        "citrix.host: two nodes of an HA pair are not supported by this version",
+    ),
+    (
+        "partition",
+        {"partition": "tenant-a"},
+        "citrix.partition: admin partitions are not supported by this version",
+    ),
+    (
+        "long user",
+        {"username": "x" * 128},
+        "citrix.username: must not be longer than 127 characters",
+    ),
+    ("digits", {"password": int(DIGITS)}, f"citrix.password: {TEXT}"),
+    ("empty password", {"password": ""}, "citrix.password: must not be empty"),
+    (
+        "no bundle",
+        {"ca_bundle": "no.pem"},
+        "citrix.ca_bundle: there is no file {home}/profiles/no.pem",
+    ),
+    (
+        "fingerprint",
+        {"ca_bundle": None, "fingerprint": FINGERPRINT[:-1]},
+        f"citrix.fingerprint: {FINGERPRINT_FORM}",
+    ),
+    (
+        "SHA-1 fingerprint",
+        {"ca_bundle": None, "fingerprint": ":".join(["AB"] * 20)},
+        f"citrix.fingerprint: {FINGERPRINT_FORM}",
+    ),
+    (
+        "bundle and fingerprint",
+        {"fingerprint": FINGERPRINT},
+        "citrix: give at most one of ca_bundle, fingerprint",
+    ),
+    ("bundle, no check", {"verify": False}, "citrix: give at most one of ca_bundle, verify: false"),
+    (
+        "fingerprint, no check",
+        {"ca_bundle": None, "fingerprint": FINGERPRINT, "verify": False},
+        "citrix: give at most one of fingerprint, verify: false",
+    ),
+    ("verify", {"verify": "no"}, f"citrix.verify: {FLAG}"),
+    ("timeout", {"timeout": 4000}, "citrix.timeout: must be between 1 and 3600"),
+    ("relative folder", {"ssl_directory": "nsconfig/ssl"}, f"citrix.ssl_directory: {DIRECTORY}"),
+    ("folder above", {"ssl_directory": "/nsconfig/../etc"}, f"citrix.ssl_directory: {DIRECTORY}"),
+    (
+        "long folder",
+        {"ssl_directory": "/" + "x" * 60},
+        "citrix.ssl_directory: is too long: the appliance takes paths of at most 63 characters",
+    ),
+    (
+        "misspelt",
+        {"usrname": "x", "verfy": False},
+        (
+            'citrix.usrname: unknown key: did you mean "username"?\n'
+            'citrix.verfy: unknown key: did you mean "verify"?'
+        ),
+    ),
+]
+
+SECRETS: Table = [
+    (
+        "two ways",
+        {"password_env": "NS", "password_file": SECRET},
+        f"citrix.password: is given more than once: {PASSWORDS}",
+    ),
+    (
+        "four ways",
+        {"password": SECRET, "password_env": "A", "password_file": "b", "password_command": "c"},
+        f"citrix.password: is given more than once: {PASSWORDS}",
+    ),
+    (
+        "no file",
+        {"password_file": "ns.secret"},
+        "citrix.password_file: there is no file {home}/profiles/ns.secret",
+    ),
+    ("blank file", {"password_file": "blank"}, "citrix.password_file: gives an empty secret"),
+    (
+        "no variable",
+        {"password_env": "NS_PASSWORD"},
+        "citrix.password_env: names the environment variable NS_PASSWORD, which is not set",
+    ),
+    ("number for variable", {"password_env": 7}, f"citrix.password_env: {TEXT}"),
+    (
+        "failing command",
+        {"password_command": f"sh -c 'echo {SECRET}; echo {SECRET} >&2; exit 7'"},
+        "citrix.password_command: names a command that ended with 7",
+    ),
+    (
+        "no command",
+        {"password_command": f"./no-such-command {SECRET}"},
+        "citrix.password_command: names a command that cannot be run: No such file or directory",
+    ),
+    (
+        "open quote",
+        {"password_command": f"echo '{SECRET}"},
+        "citrix.password_command: is not a command: check its quotes",
+    ),
+    ("silent", {"password_command": "true"}, "citrix.password_command: gives an empty secret"),
+    (
+        "empty first line",
+        {"password_command": f"printf '\\n{SECRET}'"},
+        "citrix.password_command: gives an empty secret",
+    ),
+]
+
+SERVER_ROWS: Table = [
+    ("no name", {"name": None}, "virtual_servers[0].name: is missing"),
+    ("no type", {"type": None}, "virtual_servers[0].type: is missing"),
+    ("number for name", {"name": 443}, f"virtual_servers[0].name: {TEXT}"),
+    ("unknown type", {"type": "lb"}, f"virtual_servers[0].type: {KIND}"),
+    (
+        "near a type",
+        {"type": "load_balancer"},
+        f'virtual_servers[0].type: {KIND}: did you mean "load_balancing"?',
+    ),
+    ("list for type", {"type": ["gateway"]}, f"virtual_servers[0].type: {KIND}"),
+    (
+        "sni",
+        {"sni": True},
+        "virtual_servers[0].sni: SNI certificates are not supported by this version",
+    ),
+    ("text for sni", {"sni": "true"}, f"virtual_servers[0].sni: {FLAG}"),
+    (
+        "no port",
+        {"connect": "198.51.100.7"},
+        "virtual_servers[0].connect: must have a port: host:port",
+    ),
+    ("high port", {"connect": "198.51.100.7:70000"}, f"virtual_servers[0].connect: {PORT}"),
+    ("url", {"connect": "https://198.51.100.7:443"}, f"virtual_servers[0].connect: {HOST}"),
+    ("no brackets", {"connect": "2001:db8::7:443"}, f"virtual_servers[0].connect: {BRACKETS}"),
+    (
+        "misspelt",
+        {"conect": "x"},
+        'virtual_servers[0].conect: unknown key: did you mean "connect"?',
+    ),
+]
+
+CERTIFICATE: Table = [
+    ("no common name", {"common_name": None}, "certificate.common_name: is missing"),
+    ("no organization", {"organization": None}, "certificate.organization: is missing"),
+    ("no state", {"state": None}, "certificate.state: is missing"),
+    ("no country", {"country": None}, "certificate.country: is missing"),
+    (
+        "umlaut",
+        {"common_name": "www.münchen.example"},
+        "certificate.common_name: must be written in its ASCII form: www.xn--mnchen-3ya.example",
+    ),
+    ("two wildcards", {"common_name": "*.*.example.com"}, f"certificate.common_name: {NAME}"),
+    ("inner wildcard", {"common_name": "www.*.example.com"}, f"certificate.common_name: {NAME}"),
+    ("part wildcard", {"common_name": "www*.example.com"}, f"certificate.common_name: {NAME}"),
+    ("wildcard alone", {"common_name": "*"}, f"certificate.common_name: {NAME}"),
+    ("space", {"common_name": "www example.com"}, f"certificate.common_name: {NAME}"),
+    (
+        "two names",
+        {"common_name": "a.example.com,b.example.com"},
+        f"certificate.common_name: {NAME}",
+    ),
+    ("underscore", {"common_name": "www_1.example.com"}, f"certificate.common_name: {NAME}"),
+    ("hyphen", {"common_name": "-www.example.com"}, f"certificate.common_name: {NAME}"),
+    ("two dots", {"common_name": "www..example.com"}, f"certificate.common_name: {NAME}"),
+    ("port", {"common_name": "www.example.com:443"}, f"certificate.common_name: {NAME}"),
+    ("trailing garbage", {"common_name": "www.example.com;"}, f"certificate.common_name: {NAME}"),
+    ("not an address", {"common_name": "192.0.2.300"}, f"certificate.common_name: {NAME}"),
+    ("url", {"common_name": "https://www.example.com"}, f"certificate.common_name: {NAME_ALONE}"),
+    ("network", {"common_name": "192.0.2.0/24"}, f"certificate.common_name: {NAME_ALONE}"),
+    (
+        "65 characters",
+        {"common_name": f"{'x' * 30}.{'y' * 30}.com"},
+        "certificate.common_name: must not be longer than 64 characters",
+    ),
+    (
+        "text for list",
+        {"subject_alternative_names": "example.com"},
+        "certificate.subject_alternative_names: must be a list",
+    ),
+    (
+        "wrong names in a list",
+        {"subject_alternative_names": ["example.com", "a b", 7, [], "é.example"]},
+        (
+            f"certificate.subject_alternative_names[1]: {NAME}\n"
+            f"certificate.subject_alternative_names[2]: {TEXT}\n"
+            f"certificate.subject_alternative_names[3]: {NOT_TEXT}\n"
+            "certificate.subject_alternative_names[4]: must be written in its ASCII form: "
+            "xn--9ca.example"
+        ),
+    ),
+    (
+        "long label",
+        {"subject_alternative_names": [f"{'x' * 64}.example.com"]},
+        f"certificate.subject_alternative_names[0]: {NAME}",
+    ),
+    (
+        "long name",
+        {"subject_alternative_names": ["x." * 126 + "com"]},
+        "certificate.subject_alternative_names[0]: must not be longer than 253 characters",
+    ),
+    ("long certkey", {"name": "x" * 64}, "certificate.name: must not be longer than 63 characters"),
+    ("slash in certkey", {"name": "www/2"}, f"certificate.name: {CERTKEY}"),
+    ("quote in certkey", {"name": "www'"}, f"certificate.name: {CERTKEY}"),
+    ("certkey starts with -", {"name": "-www"}, f"certificate.name: {CERTKEY}"),
+    ("country", {"country": "GBR"}, f"certificate.country: {COUNTRY}"),
+    ("country in digits", {"country": "44"}, f"certificate.country: {COUNTRY}"),
+    ("e-mail", {"email": "pki.example.com"}, "certificate.email: must be an e-mail address"),
+    (
+        "long organization",
+        {"organization": "x" * 65},
+        "certificate.organization: must not be longer than 64 characters",
+    ),
+    ("line break", {"locality": "London\nEngland"}, f"certificate.locality: {CONTROL}"),
+    ("small key", {"key_type": "RSA"}, f"certificate.key_type: {KEY_TYPE}"),
+    (
+        "lower case",
+        {"key_type": "rsa-2048"},
+        f'certificate.key_type: {KEY_TYPE}: did you mean "RSA-2048"?',
+    ),
+    (
+        "misspelt",
+        {"organisation": "Example Ltd", "san": []},
+        (
+            'certificate.organisation: unknown key: did you mean "organization"?\n'
+            "certificate.san: unknown key"
+        ),
+    ),
+]
+
+RENEWAL: Table = [
+    ("no share", {"expiry_window": "0%"}, f"renewal.expiry_window: {WINDOW}"),
+    ("all of it", {"expiry_window": "100%"}, f"renewal.expiry_window: {WINDOW}"),
+    ("no days", {"expiry_window": 0}, f"renewal.expiry_window: {WINDOW}"),
+    ("ten years", {"expiry_window": 3651}, f"renewal.expiry_window: {WINDOW}"),
+    ("in words", {"expiry_window": "30 days"}, f"renewal.expiry_window: {WINDOW}"),
+    ("flag for window", {"expiry_window": True}, f"renewal.expiry_window: {WINDOW}"),
+    ("text for flag", {"auto_renew": "false"}, f"renewal.auto_renew: {FLAG}"),
+    (
+        "near a choice",
+        {"on_change": "enrol"},
+        'renewal.on_change: must be one of replace, enroll, report: did you mean "enroll"?',
+    ),
+    (
+        "off is no choice here",
+        {"on_change": False},
+        "renewal.on_change: must be one of replace, enroll, report",
+    ),
+    ("misspelt", {"window": 30}, 'renewal.window: unknown key: did you mean "expiry_window"?'),
+]
+
+ENROLLMENT: Table = [
+    (
+        "list for mapping",
+        {"custom_fields": ["Owner"]},
+        "enrollment.custom_fields: must be a mapping of names to texts",
+    ),
+    ("number in mapping", {"custom_fields": {"Room": 7}}, f"enrollment.custom_fields.Room: {TEXT}"),
+    (
+        "empty in mapping",
+        {"custom_fields": {"Room": ""}},
+        "enrollment.custom_fields.Room: must not be empty",
+    ),
+    ("text for number", {"profile_id": "123"}, f"enrollment.profile_id: {NUMBER}"),
+    ("negative", {"max_wait": -1}, "enrollment.max_wait: must be between 0 and 86400"),
+    ("ten years", {"term": 3651}, "enrollment.term: must be between 1 and 3650"),
+]
+
+VERIFICATION: Table = [
+    (
+        "on is no choice",
+        {"handshake": True},
+        "verification.handshake: must be one of try, required, off",
+    ),
+    (
+        "misspelt",
+        {"handshakes": "try"},
+        'verification.handshakes: unknown key: did you mean "handshake"?',
+    ),
+]
+
+LAUGHS = "h: &h [x]" + "".join(
+    f"\n{key}: &{key} [{', '.join([f'*{before}'] * 9)}]"
+    for before, key in itertools.pairwise("hijklmno")
+)
+LINE: Table = [
+    ("Norway", {"country": "country: NO"}, f"certificate.country: {TEXT}"),
+    ("nothing", {"country": "country:"}, "certificate.country: is missing"),
+    ("octal", {"timeout": "timeout: 012"}, f"citrix.timeout: {NUMBER}"),
+    ("hexadecimal", {"timeout": "timeout: 0x1F"}, f"citrix.timeout: {NUMBER}"),
+    ("underscore", {"timeout": "timeout: 1_000"}, f"citrix.timeout: {NUMBER}"),
+    ("sexagesimal", {"timeout": "timeout: 12:30"}, f"citrix.timeout: {NUMBER}"),
+    ("date for text", {"state": "state: 2026-11-23"}, f"certificate.state: {TEXT}"),
+    ("time for text", {"state": "state: 12:30:45"}, f"certificate.state: {TEXT}"),
+    ("password of digits", {"password": f"password: {DIGITS}"}, f"citrix.password: {TEXT}"),
+    ("password in hex", {"password": "password: 0xBADC0FFEE"}, f"citrix.password: {TEXT}"),
+    ("password yes", {"password": "password: yes"}, f"citrix.password: {TEXT}"),
+    (
+        "password with a colon",
+        {"password": f"password: {SECRET}: x"},
+        "line 13, column 20: mapping values are not allowed here",
+    ),
+    (
+        "password with an open quote",
+        {"password": f"password: '{SECRET}"},
+        "line 21, column 1: found unexpected end of stream",
+    ),
+    (
+        "password that starts with @",
+        {"password": f"password: @{SECRET}"},
+        "line 13, column 13: found character '@' that cannot start any token",
+    ),
+    (
+        "password with a backslash",
+        {"password": f'password: "{SECRET}\\q"'},
+        "line 13, column 22: found unknown escape character 'q'",
+    ),
+    (
+        "password twice",
+        {"password": f"password: {SECRET}\n  password: {SECRET}"},
+        'line 14, column 3: the key "password" stands twice',
+    ),
+    (
+        "block twice",
+        {"enrollment": "renewal: {}\nrenewal: {}\nenrollment:"},
+        'line 17, column 1: the key "renewal" stands twice',
+    ),
+    (
+        "twice in one line",
+        {"enrollment": "renewal: {auto_renew: true, auto_renew: false}\nenrollment:"},
+        'line 16, column 29: the key "auto_renew" stands twice',
+    ),
+    (
+        "tab",
+        {"timeout": "x: y\n\ttimeout: 20"},
+        "line 15, column 1: found character '\\t' that cannot start any token",
+    ),
+    (
+        "number for key",
+        {"timeout": "443: x"},
+        "citrix: a key is not text: put it in quotes",
+    ),
+    (
+        "a billion laughs",
+        {"enrollment": f"{LAUGHS}\nenrollment:"},
+        "\n".join(f"{key}: unknown key" for key in "hijklmno"),
+    ),
+    ("itself", {"username": "username: &x [*x]"}, f"citrix.username: {NOT_TEXT}"),
+]
+
+WHOLE: Table = [
+    ("Latin-1", {"content": "citrix: {host: München}".encode("latin-1")}, "is not UTF-8 text"),
+    ("UTF-16", {"content": "citrix: {}".encode("utf-16")}, "is not UTF-8 text"),
+    ("picture", {"content": b"\x89PNG\r\n\x1a\n\x00\x00"}, "is not UTF-8 text"),
+    ("deep", {"content": "[" * 1000}, "holds a value that cannot be read"),
+    (
+        "no end",
+        {"content": f"citrix: [{SECRET}"},
+        f"line 1, column {len(SECRET) + 10}: expected ',' or ']', but got '<stream end>'",
+    ),
+]
+
+NS = "appliances/ns-prod.yaml"
+APPLIANCE: Table = [
+    (
+        "keys at the top",
+        {"content": "host: ns1.example.com/nitro\nusername: citrixagent\npassword: 7\n"},
+        f"host: {HOST}\npassword: {TEXT}",
+    ),
+    (
+        "keys below citrix",
+        {"content": "citrix: {host: 'ns1:0x', password_env: NS_PASSWORD, wibble: 1}"},
+        (
+            f"citrix.host: {PORT}\n"
+            "citrix.username: is missing\n"
+            "citrix.password_env: names the environment variable NS_PASSWORD, which is not set\n"
+            "citrix.wibble: unknown key"
+        ),
+    ),
+    (
+        "syntax",
+        {"content": f"password: '{SECRET}"},
+        f"line 1, column {len(SECRET) + 12}: found unexpected end of stream",
+    ),
+]
+
+
+def mode(lab: Lab, file: str, mode: int) -> None:
+    """Write a configuration that works, and let others read one of its files."""
+    lab.write_yaml("appliances/ns-prod.yaml", {"citrix": lab.citrix()})
+    lab.write_profile(citrix="ns-prod" if file.startswith("appliances") else lab.citrix())
+    (lab.home / file).chmod(mode)
+
+
+def twins(lab: Lab, **hosts: str) -> None:
+    """Write profiles with one name for all their certkeys."""
+    for name, host in hosts.items():
+        lab.write_profile(
+            name, citrix=lab.citrix(host=host), certificate=lab.certificate(name="shared")
+        )
+
+
+def endings(lab: Lab) -> None:
+    lab.write_profile()
+    lab.write_yaml("profiles/www.yml", lab.profile())
+
+
+def folder(lab: Lab) -> None:
+    (lab.home / WWW).mkdir()
+
+
+def nothing(lab: Lab) -> None:
+    """Leave the home without a profile but for what an editor left behind."""
+    (lab.home / "profiles" / ".#www.yaml").symlink_to("nobody@nowhere")
+
+
+def no_scm(lab: Lab) -> None:
+    lab.write_profile()
+    (lab.home / "scm.yaml").unlink()
+
+
+def everywhere(lab: Lab) -> None:
+    """Write something wrong into every file."""
+    lab.write_scm(url="http://scm.example.com", timeout=0)
+    lab.write("appliances/ns-prod.yaml", "host: ns_1\nusername: x\npassword: x\n", 0o604)
+    lab.write_profile("api", citrix="ns-prod", virtual_servers=[{**SERVER, "type": "x"}, {}])
+    lab.write_profile("mail", certificate=lab.certificate(state=None), renewal={"on_change": 1})
+    lab.write("profiles/www.yml", "citrix: a: b")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A wrong configuration: how it is written, and the lines told, from below the home on."""
+
+    name: str
+    write: Callable[..., None]
+    changes: Mapping[str, object]
+    lines: list[str]
+
+
+def _rows(write: Callable[..., None], file: str, table: Table) -> Iterator[Row]:
+    for name, changes, problems in table:
+        lines = [f"{file}: {problem}" for problem in problems.split("\n")]
+        yield Row(f"{write.__name__}: {name}", write, changes, lines)
+
+
+SHARED = 'certificate.name: the certkey "shared" on ns1.example.com is also that of'
+FILES = [
+    Row(
+        "no profile",
+        nothing,
+        {},
+        ["profiles: holds no profile: copy example_cert_config.yaml into it"],
+    ),
+    Row(
+        "no scm.yaml",
+        no_scm,
+        {},
+        ["scm.yaml: is missing: give url, client_id and client_secret in it"],
+    ),
+    Row("a folder for a file", folder, {}, [f"{WWW}: cannot be read: Is a directory"]),
+    Row(
+        "profile open to others",
+        mode,
+        {"file": WWW, "mode": 0o604},
+        [f"{WWW}: citrix.password: {TOO_OPEN}{WWW}"],
+    ),
+    Row(
+        "scm.yaml open to others",
+        mode,
+        {"file": "scm.yaml", "mode": 0o644},
+        [f"scm.yaml: client_secret: {TOO_OPEN}scm.yaml"],
+    ),
+    Row(
+        "appliance open to others",
+        mode,
+        {"file": NS, "mode": 0o644},
+        [f"{NS}: citrix.password: {TOO_OPEN}{NS}"],
+    ),
+    Row(
+        "one certkey of two profiles",
+        twins,
+        {"api": "ns1.example.com", "www": "NS1.example.com:443"},
+        [f"profiles/api.yaml: {SHARED} www", f"profiles/www.yaml: {SHARED} api"],
+    ),
+    Row(
+        "one name of two files",
+        endings,
+        {},
+        [
+            "profiles/www.yaml: another profile is named www as well: rename one",
+            "profiles/www.yml: another profile is named www as well: rename one",
+        ],
+    ),
+    Row(
+        "something in every file",
+        everywhere,
+        {},
+        [
+            f"{NS}: host: {NAME}",
+            f"{NS}: password: {TOO_OPEN}{NS}",
+            f"profiles/api.yaml: virtual_servers[0].type: {KIND}",
+            "profiles/api.yaml: virtual_servers[1].name: is missing",
+            "profiles/api.yaml: virtual_servers[1].type: is missing",
+            "profiles/mail.yaml: certificate.state: is missing",
+            "profiles/mail.yaml: renewal.on_change: must be one of replace, enroll, report",
+            "profiles/www.yml: line 1, column 10: mapping values are not allowed here",
+            f"scm.yaml: url: {HTTPS}",
+            "scm.yaml: timeout: must be between 1 and 3600",
+        ],
+    ),
+]
+
+WRONG = [
+    *_rows(scm, "scm.yaml", SCM),
+    *_rows(profile, WWW, PROFILE),
+    *_rows(citrix, WWW, CITRIX),
+    *_rows(password, WWW, SECRETS),
+    *_rows(server, WWW, SERVER_ROWS),
+    *_rows(certificate, WWW, CERTIFICATE),
+    *_rows(renewal, WWW, RENEWAL),
+    *_rows(enrollment, WWW, ENROLLMENT),
+    *_rows(verification, WWW, VERIFICATION),
+    *_rows(line, WWW, LINE),
+    *_rows(whole, WWW, WHOLE),
+    *_rows(appliance, NS, APPLIANCE),
+    *FILES,
+]
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[tuple[NetScaler, Scm]]:
+    with NetScaler() as appliance, Scm() as scm:
+        appliance.add_virtual_server("vs_www", "load_balancing")
+        yield appliance, scm
+
+
+@pytest.fixture
+def home(tmp_path: pathlib.Path, servers: tuple[NetScaler, Scm]) -> Lab:
+    """A lab whose servers are shared: nobody is to change what they hold."""
+    lab = Lab(tmp_path, *servers)
+    lab.accept()
+    return lab
+
+
+def requests(lab: Lab) -> int:
+    return len(lab.appliance.server.requests + lab.scm.server.requests)
+
+
+def refusal(lab: Lab) -> list[str]:
+    """Run as lines and as JSON: nothing is contacted, and both tell the same, which is returned."""
+    before = requests(lab)
+    plain, told = lab("run"), lab.json("run")
+    assert requests(lab) == before
+    document = told.document()
+    errors = [each["error"] for each in document["profiles"]] + document["errors"]
+    assert [plain.exit_code, told.exit_code, document["exit_code"]] == [3, 3, 3]
+    assert {error["kind"] for error in errors} == {"config"}
+    problems = [line for error in errors for line in error["message"].split("\n")]
+    assert plain.stderr == "".join(f"{problem}\n" for problem in problems)
+    text = plain.text + told.text
+    assert not any(secret in text for secret in (SECRET, DIGITS.lstrip("0"), "0xBADC0FFEE"))
+    return [problem.replace(str(lab.home), "{home}") for problem in problems]
+
+
+@pytest.mark.parametrize("row", WRONG, ids=lambda row: row.name)
+def test_what_is_wrong_is_told_and_nothing_is_contacted(home: Lab, row: Row) -> None:
+    row.write(home, **row.changes)
+    assert refusal(home) == [f"{{home}}/{line}" for line in row.lines]
+
+
+# ----- Nothing wrong ------------------------------------------------------------------------------
+
+
+def loopback(lab: Lab, url: str) -> None:
+    scm(lab, url=url, token_url=f"{url}/token", proxy="http://proxy.example.com:3128")
+
+
+def fingerprint(lab: Lab, form: Callable[[str], str]) -> None:
+    citrix(lab, ca_bundle=None, fingerprint=form(lab.appliance.server.fingerprint))
+
+
+def shared(lab: Lab, file: str, name: str, key: str = "") -> None:
+    block = {**lab.citrix(), "ca_bundle": "../ca.pem"}
+    lab.write_yaml(f"appliances/{file}", {key: block} if key else block)
+    lab.write_profile(citrix=name)
+
+
+def rewritten(lab: Lab, change: Callable[[str], str | bytes]) -> None:
+    """Write a profile in another way that means the same."""
+    whole(lab, change(lab.write_profile().read_text()))
+
+
+def readable(lab: Lab) -> None:
+    """Let everybody read files that hold no secret."""
+    lab.write("profiles/ns.secret", PASSWORD)
+    password(lab, password_file="ns.secret")
+    (lab.home / WWW).chmod(0o644)
+
+
+RIGHT: list[tuple[str, Callable[..., None], Mapping[str, object]]] = [
+    ("http to 127.0.0.1", loopback, {"url": "http://127.0.0.1:9"}),
+    ("http to ::1", loopback, {"url": "http://[::1]:9"}),
+    ("http to localhost", loopback, {"url": "http://localhost:9"}),
+    ("no revocation check", scm, {"check_revocation": False, "timeout": None}),
+    ("enrollment by name", scm, {"api": "enrollment"}),
+    ("pairs of digits", fingerprint, {"form": str}),
+    ("digits", fingerprint, {"form": lambda text: text.replace(":", "").lower()}),
+    ("verified by default", citrix, {"verify": True, "timeout": 3600}),
+    ("appliance", shared, {"file": "ns.yaml", "name": "ns"}),
+    ("appliance with its ending", shared, {"file": "ns.yml", "name": "ns.yml"}),
+    ("appliance below citrix", shared, {"file": "ns.yml", "name": "ns", "key": "citrix"}),
+    ("wildcard", certificate, {"common_name": "*.example.com"}),
+    ("64 characters", certificate, {"common_name": f"{'x' * 30}.{'y' * 29}.com"}),
+    ("addresses", certificate, {"subject_alternative_names": ["192.0.2.1", "2001:DB8::1"]}),
+    ("63 characters", certificate, {"name": "x" * 63}),
+    ("all signs of a certkey", certificate, {"name": "_a#b.c d:e@f=g-h"}),
+    ("small country", certificate, {"country": "gb", "email": "pki@example.com"}),
+    ("no names", certificate, {"subject_alternative_names": None, "key_type": None}),
+    ("where to verify", server, {"connect": "[2001:db8::7]:443", "sni": False}),
+    ("empty blocks", profile, {"renewal": {}, "enrollment": {}, "verification": {}}),
+    ("blocks of nothing", rewritten, {"change": lambda text: f"{text}renewal:\nverification:\n"}),
+    ("order", enrollment, {"profile_id": 7, "term": 199, "custom_fields": {"Owner": "NetOps"}}),
+    ("off", rewritten, {"change": lambda text: f"{text}verification: {{handshake: off}}\n"}),
+    ("CRLF", rewritten, {"change": lambda text: text.replace("\n", "\r\n")}),
+    ("byte order mark", rewritten, {"change": lambda text: b"\xef\xbb\xbf" + text.encode()}),
+    ("document marks", rewritten, {"change": lambda text: f"---\n{text}...\n"}),
+    ("merge key", rewritten, {"change": lambda text: f"{text}renewal: {{<<: {{auto_renew: no}}}}"}),
+    ("readable, without a secret", readable, {}),
+]
+
+
+@pytest.mark.parametrize(("name", "write", "changes"), RIGHT, ids=lambda value: str(value)[:40])
+def test_what_is_right_is_accepted(
+    home: Lab, name: str, write: Callable[..., None], changes: Mapping[str, object]
+) -> None:
+    write(home, **changes)
+    outcome = home.json("run", "--dry-run")
+    assert (outcome.exit_code, outcome.profile()["outcome"]) == (0, "planned"), name
+
+
+def test_a_broken_profile_fails_while_another_is_handled(lab: Lab) -> None:
+    lab.write_profile()
+    lab.write_profile("api", certificate=lab.certificate(country="GBR"))
+    told = lab.json("run")
+    assert (told.exit_code, told.profile("www")["outcome"]) == (1, "enrolled")
+    assert told.profile("api")["outcome"] == "failed"
+    problem = f"{lab.home}/profiles/api.yaml: certificate.country: {COUNTRY}"
+    assert told.profile("api")["error"] == {"kind": "config", "message": problem}
+    plain = lab("run")
+    assert plain.exit_code == 1
+    assert plain.stdout == "api: failed: 1 problem in its configuration\n"
+    assert plain.stderr == f"{problem}\n"
+
+
+def test_only_named_profiles_and_their_appliances_are_read(lab: Lab) -> None:
+    lab.write("appliances/ns-prod.yaml", "{")
+    lab.write_profile()
+    lab.write_profile("api", citrix="ns-prod")
+    lab.write("profiles/mail.yaml", "[")
+    outcome = lab.json("run", "www")
+    assert outcome.exit_code == 0
+    assert [each["profile"] for each in outcome.document()["profiles"]] == ["www"]
+
+
+def test_one_certkey_name_on_two_appliances_is_fine(home: Lab) -> None:
+    port = home.appliance.server.port
+    twins(home, api=f"127.0.0.1:{port}", www=f"localhost:{port}")
+    assert home("run", "--dry-run").exit_code == 0
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/api", "/api/v1", "/api/v1/", "/api/v1/certificates"])
+def test_the_address_of_scm_is_taken_as_it_is_shown_anywhere(lab: Lab, ending: str) -> None:
+    lab.write_profile()
+    lab.write_scm(url=lab.scm.url + ending)
+    assert lab("run").exit_code == 0
+    assert "POST /api/v1/certificates" in lab.scm.server.calls()
+
+
+def test_paths_and_commands_start_from_the_folder_of_their_file(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = lab.write("bin/secret", '#!/bin/sh\ncat < "$1"\n', 0o700)
+    lab.write("scm.secret", f"{CLIENT_SECRET}\nnext line\n")
+    lab.write("appliances/ns.secret", f"{PASSWORD}\r\nnext line\r\n")
+    lab.write_scm(client_secret=None, client_secret_command="bin/secret scm.secret")
+    block = lab.citrix(password=None, password_file="ns.secret", ca_bundle="../ca.pem")
+    lab.write_yaml("appliances/ns.yaml", block)
+    lab.write_profile(citrix="ns")
+    ways = {"password_command": "../bin/secret ../appliances/ns.secret", "ca_bundle": "../ca.pem"}
+    lab.appliance.add_virtual_server("vs_api", "gateway")
+    lab.write_profile(
+        "api",
+        citrix=lab.citrix(password=None, **ways),
+        virtual_servers=[{"name": "vs_api", "type": "gateway"}],
+    )
+    monkeypatch.chdir(script.parent)
+    assert lab("run").exit_code == 0
+    assert len(lab.scm.orders) == 2
+
+
+@pytest.mark.parametrize(
+    ("way", "value"),
+    [
+        ("password_env", "NS_PASSWORD"),
+        ("password_file", "ns.secret"),
+        ("password_command", "printf '%s\\n' '$HOME; id' more"),
+    ],
+)
+def test_a_secret_comes_from_elsewhere(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, way: str, value: str
+) -> None:
+    """The secret would mean something to a shell; of several lines the first one counts."""
+    lab.appliance.add_user("other", "$HOME; id")
+    monkeypatch.setenv("NS_PASSWORD", "$HOME; id")
+    lab.write("profiles/ns.secret", "$HOME; id\nmore\n")
+    password(lab, username="other", **{way: value})
+    outcome = lab.json("run", "--dry-run")
+    assert outcome.exit_code == 0
+    assert "$HOME; id" not in outcome.text
+
+
+def test_a_certkey_is_named_like_its_profile(home: Lab) -> None:
+    """What is too long is cut and told apart by a hash; 31 characters are kept."""
+    names = ["www", "x" * 31, f"{'x' * 31}-one", f"{'x' * 31}-two"]
+    for name in names:
+        home.write_profile(name)
+    outcome = home.json("run", "--dry-run")
+    certkeys = [outcome.profile(name)["certkey"] for name in names]
+    assert certkeys[:2] == names[:2]
+    assert len(set(certkeys)) == len(names)
+    for certkey in certkeys[2:]:
+        assert re.fullmatch(r"x{22}-[0-9a-f]{8}", certkey)
+
+
+def test_the_common_name_is_added_and_names_stand_once(lab: Lab) -> None:
+    names = ["Example.com", "example.com", "WWW.example.com", "2001:DB8::0:1", "2001:db8::1"]
+    certificate(lab, common_name="www.Example.com", subject_alternative_names=names)
+    assert lab("run").exit_code == 0
+    (order,) = lab.scm.orders
+    assert sorted(order.names) == ["2001:db8::1", "example.com", "www.example.com"]
+
+
+def test_the_window_is_a_number_of_days_or_a_share(lab: Lab) -> None:
+    """The simulators' certificates live for 199 days; two thirds of that is the longest window."""
+    profile(lab)
+    assert lab("run").exit_code == 0
+    days = {None: 66, 30: 30, "33%": 65, "5 %": 9, 132: 132, 133: 132, "99%": 132}
+    for window, expected in days.items():
+        renewal(lab, expiry_window=window)
+        told = lab.json("run").profile()
+        assert told["reason"].endswith(f"window is {expected} days"), window
+        assert bool(told["warnings"]) == (window in {133, "99%"}), window
+
+
+@pytest.mark.parametrize("ending", ["yaml", "yml"])
+def test_a_profile_is_named_or_pointed_at(
+    home: Lab, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    file = home.write_yaml(f"profiles/api.{ending}", home.profile())
+    monkeypatch.chdir(home.home)
+    for way in ("api", file.name, str(file), f"profiles/{file.name}", "profiles/api"):
+        outcome = home.json("run", "--dry-run", way)
+        assert (outcome.exit_code, outcome.profile("api")["outcome"]) == (0, "planned"), way
+
+
+def test_a_profile_may_lie_outside_of_the_home(
+    home: Lab, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.mktemp("elsewhere") / "api.yaml"
+    file.write_bytes(home.write_profile().read_bytes())
+    file.chmod(0o600)
+    assert home.json("run", "--dry-run", str(file)).profile("api")["outcome"] == "planned"
+
+
+def test_a_profile_elsewhere_must_not_share_the_records_of_one_at_home(
+    home: Lab, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.mktemp("elsewhere") / "www.yaml"
+    file.write_bytes(home.write_profile().read_bytes())
+    file.chmod(0o600)
+    outcome = home("run", "--dry-run", str(file))
+    assert outcome.exit_code == 3
+    assert outcome.stderr == f"{file}: another profile is named www as well: rename one\n"
+
+
+def test_a_profile_that_is_named_twice_is_handled_once(
+    home: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = home.write_profile()
+    monkeypatch.chdir(home.home)
+    outcome = home.json("run", "--dry-run", "www", str(file), "profiles/../profiles/www.yaml")
+    assert [each["profile"] for each in outcome.document()["profiles"]] == ["www"]
+    assert outcome.exit_code == 0
+
+
+@pytest.mark.parametrize("secret", ["profile", "null", '"'])
+def test_a_secret_that_is_a_word_of_the_json_leaves_the_json_whole(lab: Lab, secret: str) -> None:
+    lab.appliance.add_user("other", secret)
+    citrix(lab, username="other", password=secret)
+    outcome = lab.json("run", "--dry-run")
+    assert (outcome.exit_code, outcome.profile()["outcome"]) == (0, "planned")
+
+
+@pytest.mark.parametrize("name", ["nope", "nope.yaml", "profiles/www.yaml", "/nope", "..", ""])
+def test_a_profile_that_does_not_exist_is_wrong_use(home: Lab, name: str) -> None:
+    """The working directory is not the home, so that profiles/www.yaml is nowhere."""
+    profile(home)
+    before = requests(home)
+    plain, told = home("run", "www", name), home.json("run", "www", name)
+    problem = f'there is no profile "{name}" in {home.home}/profiles'
+    assert (plain.exit_code, plain.stdout) == (2, "")
+    assert plain.stderr.endswith(f"Error: {problem}\n")
+    assert (told.exit_code, told.document()["exit_code"]) == (2, 2)
+    assert told.document()["errors"] == [{"kind": "config", "message": problem}]
+    assert requests(home) == before

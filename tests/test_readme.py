@@ -1,0 +1,140 @@
+"""README, --help, the sample files and the code say the same."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import typing
+
+import click.testing
+import pytest
+import yaml
+from conftest import PROGRAM, ROOT, Lab
+
+import citrixagent
+
+README = (ROOT / "README.md").read_text()
+EXAMPLE = (ROOT / "example_cert_config.yaml").read_text()
+BLOCKS = re.findall(r"<!-- help: (\w+) -->\n```text\n(.*?)```\n<!-- /help -->", README, re.DOTALL)
+GETTERS = {"text", "texts", "choice", "flag", "number", "seconds", "window", "pairs", "file"}
+GETTERS |= {"secret", "section", "sections", "value", "given"}
+
+
+def keys_of(*functions: str) -> set[str]:
+    """Return the keys that parsing functions of the program ask for."""
+    tree = ast.parse(PROGRAM.read_text())
+    return {
+        call.args[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name in functions
+        for call in ast.walk(node)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in GETTERS
+        and call.args
+        and isinstance(call.args[0], ast.Constant)
+        and isinstance(call.args[0].value, str)
+    }
+
+
+PROFILE_KEYS = keys_of(
+    "parse_profile",
+    "parse_appliance",
+    "_parse_citrix",
+    "_parse_tls",
+    "_parse_virtual_servers",
+    "_parse_certkey",
+    "_parse_subject",
+    "_parse_enrollment",
+)
+SCM_KEYS = keys_of("parse_scm")
+
+
+@pytest.mark.parametrize(("command", "text"), BLOCKS, ids=[name for name, _ in BLOCKS])
+def test_the_help_in_the_readme_is_the_help(command: str, text: str) -> None:
+    arguments = [] if command == "main" else [command]
+    result = click.testing.CliRunner().invoke(
+        citrixagent.main, [*arguments, "--help"], prog_name="citrixagent.py", terminal_width=78
+    )
+    assert text == result.output
+
+
+def test_every_command_has_its_help_in_the_readme() -> None:
+    assert {name for name, _ in BLOCKS} == {"main", *citrixagent.main.commands}
+
+
+def test_the_example_names_every_key() -> None:
+    named = set(re.findall(r"^[\s#-]*([a-z_]+):(?:\s|$)", EXAMPLE, re.MULTILINE))
+    secrets = {"password_file", "password_env", "password_command"}
+    assert named >= PROFILE_KEYS - {"password"}
+    assert named & ({"password"} | secrets)
+
+
+def test_the_example_is_a_profile_that_works(lab: Lab) -> None:
+    """As shipped, but for where the appliance is."""
+    data = yaml.safe_load(EXAMPLE)
+    password = next(key for key in data["citrix"] if key.startswith("password"))
+    del data["citrix"][password]
+    trust = {"ca_bundle": None, "fingerprint": None, "verify": None}
+    data["citrix"] = lab.citrix() | {
+        key: value
+        for key, value in data["citrix"].items()
+        if key not in {"host", *trust, "username"}
+    }
+    for server in data["virtual_servers"]:
+        if server["name"] not in lab.appliance.virtual_servers:
+            lab.appliance.add_virtual_server(server["name"], server["type"])
+        server.pop("connect", None)
+    lab.write_yaml("profiles/www.yaml", data)
+    outcome = lab("run")
+    assert (outcome.exit_code, outcome.stderr) == (0, "")
+
+
+def test_the_example_as_shipped_only_lacks_its_password(lab: Lab) -> None:
+    shutil.copy(ROOT / "example_cert_config.yaml", lab.home / "profiles" / "www.yaml")
+    outcome = lab("run")
+    assert outcome.exit_code == 3
+    problems = outcome.stderr.splitlines()
+    assert all(": citrix.password" in line or ": citrix.ca_bundle" in line for line in problems)
+
+
+def test_the_scm_file_as_shipped_only_lacks_its_secret(lab: Lab) -> None:
+    shutil.copy(ROOT / "scm.yaml", lab.home / "scm.yaml")
+    lab.write_profile()
+    outcome = lab("run")
+    assert outcome.exit_code == 3
+    assert outcome.stderr == (
+        f"{lab.home}/scm.yaml: client_secret_file: there is no file {lab.home}/client_secret\n"
+    )
+
+
+def test_the_readme_explains_every_key() -> None:
+    keys = PROFILE_KEYS | SCM_KEYS
+    told = re.compile(r"(?:`(?:[a-z_]+\.)?|^### )([a-z_]+)(?:[`:.]|$)", re.MULTILINE)
+    missing = keys - set(told.findall(README))
+    assert missing == set()
+
+
+def test_the_readme_tells_every_exit_code_and_kind() -> None:
+    for code in citrixagent.ExitCode:
+        assert re.search(rf"^\| {code.value} \|", README, re.MULTILINE), code
+    for kind in typing.get_args(citrixagent.Kind):
+        assert f"`{kind}`" in README
+
+
+def test_the_policy_in_the_readme_is_enough(lab: Lab) -> None:
+    """The rights that the administrator copies are all that a run, a repair and a list need."""
+    found = re.search(r'add system cmdPolicy citrixagent ALLOW "(.+)"', README)
+    assert found
+    lab.appliance.add_user("limited", "limited", found[1])
+    lab.write_profile(citrix=lab.citrix(username="limited", password="limited"))
+    assert lab("run").exit_code == 0
+    lab.appliance.running.bindings.clear()
+    assert lab("run").exit_code == 0
+    assert lab("enroll", "--force", "www").exit_code == 0
+    assert lab("list", "--all").exit_code == 0
+
+
+def test_the_readme_speaks_of_this_version() -> None:
+    assert f"### {citrixagent.__version__}" in README

@@ -1,0 +1,117 @@
+"""The shape of the one file: its map, its order, what is pure, what it needs."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from conftest import PROGRAM, ROOT
+
+SOURCE = PROGRAM.read_text()
+TREE = ast.parse(SOURCE)
+BANNERS = re.findall(r"^# ----- (\d+\. .+?) -+$", SOURCE, re.MULTILINE)
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def line_of(banner: str) -> int:
+    return next(n for n, line in enumerate(SOURCE.splitlines(), 1) if f"- {banner} -" in line)
+
+
+def names_in(node: ast.AST) -> Iterator[ast.Name]:
+    """Yield the names that are looked up when code runs: annotations are not."""
+    for field, value in ast.iter_fields(node):
+        if field in {"annotation", "returns"}:
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.Name):
+                yield child
+            elif isinstance(child, ast.AST):
+                yield from names_in(child)
+
+
+def test_the_map_in_the_docstring_is_the_banners() -> None:
+    """A reader finds each thing where the map says."""
+    docstring = ast.get_docstring(TREE) or ""
+    mapped = re.findall(r"^(\d+\. [A-Z][\w ]*?)(?:  +|$)", docstring, re.MULTILINE)
+    assert mapped == BANNERS
+    assert [banner.split(".")[0] for banner in BANNERS] == [str(n) for n in range(1, 12)]
+
+
+def test_a_name_is_defined_before_it_is_used() -> None:
+    """The file reads as a book: no definition refers to one further down."""
+    defined: dict[str, int] = {}
+    for node in TREE.body:
+        if isinstance(node, Definition):
+            defined[node.name] = node.lineno
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            defined |= {t.id: node.lineno for t in targets if isinstance(t, ast.Name)}
+    forward = [
+        f"{name.id} in line {name.lineno}"
+        for node in TREE.body
+        for name in names_in(node)
+        if defined.get(name.id, 0) > (node.end_lineno or 0)
+    ]
+    assert forward == []
+
+
+def test_the_upper_half_is_pure() -> None:
+    """Errors, configuration, certificates and planning: no network, clock, file or process."""
+    end = line_of("5. HTTP")
+    impure = {"os", "pathlib", "socket", "ssl", "subprocess", "time", "threading", "requests"}
+    impure |= {"open", "signal", "sys", "random", "getpass", "fcntl", "utc_now", "logging"}
+    used = {
+        name.id
+        for node in TREE.body
+        if not isinstance(node, ast.Import | ast.ImportFrom | ast.If) and node.lineno < end
+        for name in names_in(node)
+    } & impure
+    assert used <= {"logging"}  # the one logger is made at the top
+    upper = "\n".join(SOURCE.splitlines()[:end])
+    assert ".now(" not in upper
+    assert ".today(" not in upper
+
+
+def test_no_global_no_print_no_nested_function() -> None:
+    nodes = list(ast.walk(TREE))
+    assert not [node for node in nodes if isinstance(node, ast.Global | ast.Nonlocal)]
+    assert not re.search(r"^\s*print\(", SOURCE, re.MULTILINE)
+    nested = [
+        inner.name
+        for node in nodes
+        if isinstance(node, ast.FunctionDef)
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.FunctionDef) and inner is not node
+    ]
+    assert nested == []
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    functions = [node for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef)]
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
+
+
+def test_the_script_metadata_is_the_requirements() -> None:
+    """``uv run`` and ``pip install -r`` give the same packages."""
+    block = re.search(r"^# /// script\n(.*?)^# ///$", SOURCE, re.DOTALL | re.MULTILINE)
+    assert block
+    assert 'requires-python = ">=3.10"' in block[1]
+    assert re.findall(r'"([^">]+>=[\d.]+)"', block[1].split("dependencies")[1]) == (
+        (ROOT / "requirements.txt").read_text().split()
+    )
+
+
+def test_the_top_level_is_what_users_expect() -> None:
+    visible = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    run_time = {"profiles", "appliances", "state", "__pycache__"}
+    assert visible - run_time == {
+        "citrixagent.py",
+        "example_cert_config.yaml",
+        "scm.yaml",
+        "requirements.txt",
+        "README.md",
+        "LICENSE.txt",
+        "tests",
+    }
