@@ -167,13 +167,14 @@ _STAMP = "-20260101000000.key"  # what the name of every file of an order ends l
 _PATH_LIMIT = 63
 _CERTKEY_LIMIT = 31  # what every release takes; newer ones take 63
 _COMMON_NAME_LIMIT = 64  # X.520, ub-common-name
-_CERTKEY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_#. :@=-]*")
+_CERTKEY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_#. :@=-]*(?<! )")
+_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]*\]|[^][:]+)(?::(.*))?")
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _FINGERPRINT = re.compile(r"[0-9A-F]{64}")
 _PERCENT = re.compile(r"([1-9][0-9]?)\s*%")
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
-_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +207,9 @@ class ScmConfig:
 
 def check_name(text: str) -> str:
     """Return a DNS name (wildcards in the first label only) or IP address in its normal form."""
-    name = text.lower().rstrip(".")
+    name = text.lower().removesuffix(".")
+    if "%" in name:
+        raise ValueError("is not a DNS name or IP address")
     with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(name))
     if not name.isascii():
@@ -227,21 +230,22 @@ def check_name(text: str) -> str:
 
 def split_host_port(text: str, default_port: int | None) -> tuple[str, int]:
     """Return host and port of ``host``, ``host:port`` or ``[IPv6]:port``; ValueError otherwise."""
-    if "/" in text or "@" in text or any(character.isspace() for character in text):
+    if re.search(r"[/@?#\\\s]", text):
         raise ValueError("must be host or host:port, without a scheme or a path")
     if text.count(":") > 1 and not text.startswith("["):
         raise ValueError("must have an IPv6 address in brackets: [2001:db8::1]:443")
-    parts = urllib.parse.urlsplit(f"//{text}")
-    try:
-        host, port = parts.hostname, parts.port if parts.port is not None else default_port
-    except ValueError:
-        raise ValueError("must have a port between 1 and 65535") from None
-    if port is None:
-        raise ValueError("must have a port: host:port")
-    if not host or not port:
+    match = _HOST_PORT.fullmatch(text)
+    if not match:
         raise ValueError("must be host or host:port")
-    check_name(host)
-    return host, port
+    port = str(default_port or "") if match[2] is None else match[2]
+    if match[2] is None and not port:
+        raise ValueError("must have a port: host:port")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise ValueError("must have a port between 1 and 65535")
+    host = check_name(match[1].strip("[]"))
+    if host.startswith("*"):
+        raise ValueError("is not a DNS name or IP address")
+    return host, int(port)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,12 +349,22 @@ class Source(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class _NotDecimal:
-    """A number in a notation (012, 0x1F, 1_000, 12:30) that YAML readers take differently."""
+class _NotPlain:
+    """A date, or a number in a notation (012, 0x1F, 1_000, 12:30) that readers take differently."""
 
 
-def _construct_int(loader: Any, node: Any) -> int | _NotDecimal:  # noqa: ANN401 - yaml's own types are private
-    return int(node.value) if _DECIMAL.fullmatch(loader.construct_scalar(node)) else _NotDecimal()
+_IN_QUOTES = "put this value in quotes: its first character means something else in YAML"
+_YAML_PROBLEMS = {  # what would quote the value, or puzzle
+    "found undefined alias": _IN_QUOTES,
+    "could not determine a constructor": _IN_QUOTES,
+    "found undefined tag handle": _IN_QUOTES,
+    "expected <block end>": "the indentation does not fit the lines above",
+    "but found another document": "a second document begins here: only one is allowed",
+}
+
+
+def _construct_int(loader: Any, node: Any) -> int | _NotPlain:  # noqa: ANN401 - yaml's own types are private
+    return int(node.value) if _DECIMAL.fullmatch(loader.construct_scalar(node)) else _NotPlain()
 
 
 def _construct_map(loader: Any, node: Any) -> Iterator[dict[Any, Any]]:  # noqa: ANN401
@@ -358,11 +372,12 @@ def _construct_map(loader: Any, node: Any) -> Iterator[dict[Any, Any]]:  # noqa:
 
     seen: set[str] = set()
     for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue  # construct_mapping refuses it, with its place
         if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
             problem = f'the key "{key.value}" stands twice'
             raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-        if isinstance(key, yaml.ScalarNode):
-            seen.add(key.value)
+        seen.add(key.value)
     data: dict[Any, Any] = {}
     yield data
     data.update(loader.construct_mapping(node))
@@ -372,23 +387,25 @@ def parse_yaml(text: str) -> object:
     """Read one YAML document; ValueError says what is wrong and where, never the text itself."""
     import yaml
 
-    loader = yaml.SafeLoader(text)
-    constructors = dict(yaml.SafeLoader.yaml_constructors)
-    constructors["tag:yaml.org,2002:int"] = _construct_int
-    constructors["tag:yaml.org,2002:map"] = _construct_map
-    vars(loader)["yaml_constructors"] = constructors
     try:
+        loader = yaml.SafeLoader(text)
+        vars(loader)["yaml_constructors"] = {
+            **yaml.SafeLoader.yaml_constructors,
+            "tag:yaml.org,2002:int": _construct_int,
+            "tag:yaml.org,2002:timestamp": lambda _loader, _node: _NotPlain(),
+            "tag:yaml.org,2002:map": _construct_map,
+        }
         return loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(f"{place}{error.problem or error.context or 'not YAML'}") from None
+        problem = error.problem or error.context or "not YAML"
+        clearer = (text for start, text in _YAML_PROBLEMS.items() if problem.startswith(start))
+        raise ValueError(f"{place}{next(clearer, problem)}") from None
     except yaml.YAMLError:
         raise ValueError("holds characters that YAML does not allow") from None
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError("holds a value that cannot be read") from None
-    finally:
-        loader.dispose()
 
 
 def _did_you_mean(word: str, words: Iterable[str]) -> str:
@@ -427,9 +444,11 @@ class Section:
             self.problem("", "is empty" if not path else "is missing")
         elif not isinstance(data, dict):
             self.problem("", "must be a mapping of keys to values")
+        if not isinstance(data, dict):
+            self._problems = []  # what is missing below it goes without saying
 
     def problem(self, key: str, text: str) -> None:
-        place = ".".join(part for part in (self._path, key) if part)
+        place = ".".join(part for part in (self._path, _CONTROL.sub("?", key)) if part)
         where = f"{self.source.file}: {place}" if place else self.source.file
         self._problems.append(f"{where}: {text}")
 
@@ -588,8 +607,10 @@ class Section:
             raise ValueError(
                 f"others can read this file, which holds a secret: chmod 600 {self.source.file}"
             )
-        if not value:
+        if not value.strip():
             raise ValueError("gives an empty secret")
+        if _CONTROL.search(value):
+            raise ValueError("gives a secret with control characters or line breaks")
         return value
 
     def section(self, key: str, *, required: bool = False) -> Section:
@@ -663,14 +684,25 @@ def _is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
+def _split_url(text: str, example: str) -> urllib.parse.SplitResult:
+    try:
+        parts = urllib.parse.urlsplit(text)
+    except ValueError:
+        parts = urllib.parse.urlsplit("")
+    if parts.scheme not in {"https", "http"} or not parts.hostname or re.search(r"\s", text):
+        raise ValueError(f"must be an address such as {example}")
+    split_host_port(parts.netloc.rpartition("@")[2], 443)
+    return parts
+
+
 def _check_url(text: str) -> str:
-    parts = urllib.parse.urlsplit(text)
-    if parts.scheme not in {"https", "http"} or not parts.hostname:
-        raise ValueError("must be an address such as https://cert-manager.example.com")
+    parts = _split_url(text, "https://cert-manager.example.com")
     if parts.username or parts.password:
         raise ValueError("must not hold a user name or password")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+    if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
         raise ValueError("must start with https://")
+    if parts.query or parts.fragment:
+        raise ValueError("must not hold a query or a fragment")
     return text.rstrip("/")
 
 
@@ -713,7 +745,7 @@ def _check_fingerprint(text: str) -> str:
 
 def _check_directory(text: str) -> str:
     directory = text.rstrip("/")
-    if not text.startswith("/") or ".." in text.split("/") or "," in text:
+    if not directory.startswith("/") or ".." in text.split("/") or "," in text:
         raise ValueError("must be an absolute path on the appliance")
     if base_limit(directory) < 10:
         raise ValueError("is too long: the appliance takes paths of at most 63 characters")
@@ -721,9 +753,7 @@ def _check_directory(text: str) -> str:
 
 
 def _check_proxy(text: str) -> str:
-    parts = urllib.parse.urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError("must be an address such as http://proxy.example.com:3128")
+    _split_url(text, "http://proxy.example.com:3128")
     return text
 
 
@@ -801,8 +831,10 @@ def _parse_citrix(
 ) -> Appliance:
     if not isinstance(root.value("citrix"), str):
         return parse_appliance(root.section("citrix", required=True))
+    if not (name := root.text("citrix")):
+        return NO_APPLIANCE
     try:
-        return appliance_named(root.text("citrix"), problems)
+        return appliance_named(name, problems)
     except ValueError as error:
         root.problem("citrix", str(error))
         return NO_APPLIANCE
@@ -905,12 +937,13 @@ def parse_profile(
 
 def twins(profiles: Iterable[Profile]) -> dict[str, str]:
     """Return, by profile, what is wrong where two profiles ask for one certkey on one appliance."""
-    owners: dict[tuple[tuple[str, int], str], list[str]] = {}
+    owners: dict[tuple[tuple[str, int], str], set[str]] = {}
     for profile in profiles:
-        owners.setdefault((profile.appliance.address, profile.certkey), []).append(profile.name)
+        if profile.appliance.host and profile.certkey:  # else it is broken already
+            owners.setdefault((profile.appliance.address, profile.certkey), set()).add(profile.name)
     return {
         name: f'the certkey "{certkey}" on {host} is also that of '
-        + ", ".join(other for other in names if other != name)
+        + ", ".join(sorted(names - {name}))
         for ((host, _), certkey), names in owners.items()
         if len(names) > 1
         for name in names
@@ -1655,9 +1688,16 @@ def _is_distrust(error: BaseException) -> bool:
 
 def _is_no_connection(error: BaseException) -> bool:
     """Tell whether a request cannot have been sent; after anything else it may be carried out."""
+    import requests
     import urllib3
 
-    before = (urllib3.exceptions.NewConnectionError, socket.gaierror, ConnectionRefusedError)
+    before = (
+        urllib3.exceptions.NewConnectionError,
+        urllib3.exceptions.LocationParseError,
+        requests.exceptions.InvalidURL,
+        socket.gaierror,
+        ConnectionRefusedError,
+    )
     return isinstance(error, before) or "Tunnel connection failed" in str(error)
 
 
@@ -2764,6 +2804,12 @@ def _first_line(text: str) -> str:
     return text.splitlines()[0] if text.strip() else ""
 
 
+def _is_file(path: pathlib.Path) -> bool:
+    with contextlib.suppress(OSError):  # a name that no file can have
+        return path.is_file()
+    return False
+
+
 class DiskSource:
     """A YAML file on disk; a Source."""
 
@@ -2787,7 +2833,7 @@ class DiskSource:
 
     def resolve(self, path: str) -> str:
         found = self._path.parent / path
-        if not found.is_file():
+        if not _is_file(found):
             raise ValueError(f"there is no file {found}")
         return str(found)
 
@@ -2811,7 +2857,7 @@ class DiskSource:
 
     def _from_file(self, value: str) -> str:
         try:
-            text = pathlib.Path(self.resolve(value)).read_text(encoding="utf-8")
+            text = pathlib.Path(self.resolve(value)).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
             raise ValueError("names a file that is not UTF-8 text") from None
         except OSError as error:
@@ -2821,7 +2867,9 @@ class DiskSource:
     @staticmethod
     def _from_environment(value: str) -> str:
         if value not in os.environ:
-            raise ValueError(f"names the environment variable {value}, which is not set")
+            # What looks like no such name may be the secret itself.
+            name = f" {value}" if re.fullmatch(r"[A-Z_][A-Z0-9_]*", value) else ""
+            raise ValueError(f"names an environment variable{name} that is not set")
         return os.environ[value]
 
     def _from_command(self, value: str) -> str:
@@ -2887,27 +2935,28 @@ class Home:
         places = [self.path / "profiles" / name] if os.sep not in name else []
         for place in (*places, pathlib.Path(name)):
             for path in (place, pathlib.Path(f"{place}.yaml"), pathlib.Path(f"{place}.yml")):
-                if path.is_file():
+                if _is_file(path):
                     return pathlib.Path(os.path.abspath(path))  # noqa: PTH100 - without symlinks
         raise click.UsageError(f'there is no profile "{name}" in {self.path / "profiles"}')
 
     def load_profiles(self, files: Sequence[pathlib.Path]) -> Loaded:
         """Read profiles; the problems of all files are found in one go."""
-        loaded = Loaded()
+        problems: dict[pathlib.Path, list[str]] = {path: [] for path in files}
+        read = {path: self._load_profile(path, problems[path]) for path in files}
         stems = [path.stem for path in files]
         for path in files:
-            problems: list[str] = []
-            profile = self._load_profile(path, problems)
             if stems.count(path.stem) > 1 or self._has_namesake(path):
-                problems.append(f"{path}: another profile is named {path.stem} as well: rename one")
-            if profile and not problems:
+                text = f"{path}: another profile is named {path.stem} as well: rename one"
+                problems[path].append(text)
+        shared = twins(profile for profile in read.values() if profile)
+        loaded = Loaded()
+        for path, profile in read.items():
+            if path.stem in shared:
+                problems[path].append(f"{path}: certificate.name: {shared[path.stem]}")
+            if profile and not problems[path]:
                 loaded.profiles.append(profile)
             else:
-                loaded.broken.setdefault(path.stem, []).extend(problems)
-        for name, problem in twins(loaded.profiles).items():
-            file = next(path for path in files if path.stem == name)
-            loaded.broken[name] = [f"{file}: certificate.name: {problem}"]
-        loaded.profiles = [each for each in loaded.profiles if each.name not in loaded.broken]
+                loaded.broken.setdefault(path.stem, []).extend(problems[path])
         return loaded
 
     def _has_namesake(self, path: pathlib.Path) -> bool:
@@ -2938,19 +2987,22 @@ class Home:
     def _load_appliance(self, name: str) -> tuple[Appliance, list[str]]:
         folder = self.path / "appliances"
         paths = [folder / f"{name}{ending}" for ending in ("", ".yaml", ".yml")]
-        path = next((each for each in paths if each.is_file()), None)
-        if path is None or path.parent != folder:
+        path = next((each for each in paths if _is_file(each)), None)
+        if "/" in name:
+            raise ValueError(f"must be the name of a file in {folder}, without a path")
+        if path is None:
             raise ValueError(f"there is no file {folder / name}.yaml")
         source, problems = DiskSource(path, self._redactor), list[str]()
         try:
             document = source.document()
         except ValueError as error:
             return NO_APPLIANCE, [f"{path}: {error}"]
-        if isinstance(document, dict) and list(document) == ["citrix"]:
-            section = Section(document, source, problems).section("citrix", required=True)
-        else:
-            section = Section(document, source, problems)
-        return parse_appliance(section), problems
+        root = Section(document, source, problems)
+        if not isinstance(document, dict) or "citrix" not in document:
+            return parse_appliance(root), problems
+        appliance = parse_appliance(root.section("citrix", required=True))
+        root.close()
+        return appliance, problems
 
 
 # ----- 9. Execution ---------------------------------------------------------------------------
@@ -4025,6 +4077,7 @@ class Report:
     certificates: list[Document] | None = None
     errors: list[AgentError] = dataclasses.field(default_factory=list)  # that stopped everything
     failures: list[AgentError] = dataclasses.field(default_factory=list)  # of parts of a list
+    _told: set[str] = dataclasses.field(default_factory=set)
 
     def exit_code(self) -> int:
         """Return the exit code: what stopped everything, else failures, else what is pending.
@@ -4056,7 +4109,10 @@ class Report:
         if text := _line(result):
             self.console.say(text)
         if result.error and result.error.kind == "config":
-            self.console.complain(result.error.message)
+            lines = result.error.message.split("\n")  # a file that profiles share is told once
+            for line in dict.fromkeys(line for line in lines if line not in self._told):
+                self.console.complain(line)
+            self._told.update(lines)
         chatty = self.console.is_terminal or self.verbose or result.outcome != "unchanged"
         for warning in result.warnings + (result.notices if chatty else []):
             self.console.complain(f"{result.profile}: warning: {warning}")

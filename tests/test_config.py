@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
+import yaml
 from conftest import CLIENT_SECRET, PASSWORD, Lab
 from simulators.netscaler import NetScaler
 from simulators.scm import Scm
@@ -29,6 +30,8 @@ NAME = "is not a DNS name or IP address"
 NAME_ALONE = "must be a name alone, without a scheme or a path"
 HOST = "must be host or host:port, without a scheme or a path"
 PORT = "must have a port between 1 and 65535"
+HOST_PORT = "must be host or host:port"
+QUOTES = "put this value in quotes: its first character means something else in YAML"
 BRACKETS = "must have an IPv6 address in brackets: [2001:db8::1]:443"
 ADDRESS = "must be an address such as https://cert-manager.example.com"
 HTTPS = "must start with https://"
@@ -128,6 +131,14 @@ SCM: Table = [
     ("number for text", {"client_id": 7}, f"client_id: {TEXT}"),
     ("long", {"client_id": "x" * 1025}, "client_id: must not be longer than 1024 characters"),
     ("host for url", {"url": "scm.example.com"}, f"url: {ADDRESS}"),
+    ("space in url", {"url": "https://scm example.com"}, f"url: {ADDRESS}"),
+    ("open bracket", {"url": "https://[2001:db8::1"}, f"url: {ADDRESS}"),
+    ("high port", {"url": "https://scm.example.com:65536"}, f"url: {PORT}"),
+    ("port 0", {"token_url": "https://sso.example.com:0/token"}, f"token_url: {PORT}"),
+    ("query", {"url": "https://scm.example.com/?x=y"}, "url: must not hold a query or a fragment"),
+    ("host in url", {"url": "https://scm_1.example.com"}, f"url: {NAME}"),
+    ("port of proxy", {"proxy": "http://proxy.example.com:99999"}, f"proxy: {PORT}"),
+    ("bracket of proxy", {"proxy": "http://[::1"}, f"proxy: {PROXY}"),
     ("ftp", {"url": "ftp://scm.example.com"}, f"url: {ADDRESS}"),
     ("http", {"url": "http://scm.example.com"}, f"url: {HTTPS}"),
     ("http to a namesake", {"url": "http://127.0.0.1.example.com"}, f"url: {HTTPS}"),
@@ -175,6 +186,16 @@ SCM: Table = [
 PROFILE: Table = [
     ("number for section", {"renewal": 5}, f"renewal: {SECTION}"),
     ("list for section", {"verification": ["off"]}, f"verification: {SECTION}"),
+    ("number for block", {"citrix": 5}, f"citrix: {SECTION}"),
+    ("no block", {"certificate": None}, "certificate: is missing"),
+    ("text in list", {"virtual_servers": ["vs_www"]}, f"virtual_servers[0]: {SECTION}"),
+    ("empty text", {"citrix": ""}, "citrix: must not be empty"),
+    (
+        "path",
+        {"citrix": "../scm"},
+        "citrix: must be the name of a file in {home}/appliances, without a path",
+    ),
+    ("control characters in a key", {"a\x1b[31m": 1}, "a?[31m: unknown key"),
     ("no servers", {"virtual_servers": None}, "virtual_servers: is missing"),
     ("empty list", {"virtual_servers": []}, f"virtual_servers: {SERVERS}"),
     ("mapping for list", {"virtual_servers": SERVER}, f"virtual_servers: {SERVERS}"),
@@ -207,6 +228,13 @@ CITRIX: Table = [
     ("space", {"host": "ns1 .example.com"}, f"citrix.host: {HOST}"),
     ("high port", {"host": "ns1.example.com:65536"}, f"citrix.host: {PORT}"),
     ("port in words", {"host": "ns1.example.com:https"}, f"citrix.host: {PORT}"),
+    ("port 0", {"host": "ns1.example.com:0"}, f"citrix.host: {PORT}"),
+    ("no port", {"host": "ns1.example.com:"}, f"citrix.host: {PORT}"),
+    ("query", {"host": "ns1.example.com?x"}, f"citrix.host: {HOST}"),
+    ("open bracket", {"host": "[2001:db8::1"}, f"citrix.host: {HOST_PORT}"),
+    ("name in brackets", {"host": "[ns1]"}, f"citrix.host: {HOST_PORT}"),
+    ("zone", {"host": "[fe80::1%eth0]"}, f"citrix.host: {HOST_PORT}"),
+    ("wildcard", {"host": "*.example.com"}, f"citrix.host: {NAME}"),
     ("no brackets", {"host": "2001:db8::1"}, f"citrix.host: {BRACKETS}"),
     ("underscore", {"host": "ns_1.example.com"}, f"citrix.host: {NAME}"),
     ("not an address", {"host": "192.0.2.300"}, f"citrix.host: {NAME}"),
@@ -256,6 +284,7 @@ CITRIX: Table = [
     ("verify", {"verify": "no"}, f"citrix.verify: {FLAG}"),
     ("timeout", {"timeout": 4000}, "citrix.timeout: must be between 1 and 3600"),
     ("relative folder", {"ssl_directory": "nsconfig/ssl"}, f"citrix.ssl_directory: {DIRECTORY}"),
+    ("root folder", {"ssl_directory": "/"}, f"citrix.ssl_directory: {DIRECTORY}"),
     ("folder above", {"ssl_directory": "/nsconfig/../etc"}, f"citrix.ssl_directory: {DIRECTORY}"),
     (
         "long folder",
@@ -290,9 +319,19 @@ SECRETS: Table = [
     ),
     ("blank file", {"password_file": "blank"}, "citrix.password_file: gives an empty secret"),
     (
+        "long path",
+        {"password_file": "x" * 300},
+        f"citrix.password_file: there is no file {{home}}/profiles/{'x' * 300}",
+    ),
+    (
+        "control characters",
+        {"password_command": f"printf '{SECRET}\\a'"},
+        "citrix.password_command: gives a secret with control characters or line breaks",
+    ),
+    (
         "no variable",
         {"password_env": "NS_PASSWORD"},
-        "citrix.password_env: names the environment variable NS_PASSWORD, which is not set",
+        "citrix.password_env: names an environment variable NS_PASSWORD that is not set",
     ),
     ("number for variable", {"password_env": 7}, f"citrix.password_env: {TEXT}"),
     (
@@ -373,6 +412,8 @@ CERTIFICATE: Table = [
     ("underscore", {"common_name": "www_1.example.com"}, f"certificate.common_name: {NAME}"),
     ("hyphen", {"common_name": "-www.example.com"}, f"certificate.common_name: {NAME}"),
     ("two dots", {"common_name": "www..example.com"}, f"certificate.common_name: {NAME}"),
+    ("two last dots", {"common_name": "www.example.com.."}, f"certificate.common_name: {NAME}"),
+    ("zone", {"common_name": "fe80::1%eth0"}, f"certificate.common_name: {NAME}"),
     ("port", {"common_name": "www.example.com:443"}, f"certificate.common_name: {NAME}"),
     ("trailing garbage", {"common_name": "www.example.com;"}, f"certificate.common_name: {NAME}"),
     ("not an address", {"common_name": "192.0.2.300"}, f"certificate.common_name: {NAME}"),
@@ -411,6 +452,7 @@ CERTIFICATE: Table = [
     ),
     ("long certkey", {"name": "x" * 64}, "certificate.name: must not be longer than 63 characters"),
     ("slash in certkey", {"name": "www/2"}, f"certificate.name: {CERTKEY}"),
+    ("space at the end of a certkey", {"name": "www "}, f"certificate.name: {CERTKEY}"),
     ("quote in certkey", {"name": "www'"}, f"certificate.name: {CERTKEY}"),
     ("certkey starts with -", {"name": "-www"}, f"certificate.name: {CERTKEY}"),
     ("country", {"country": "GBR"}, f"certificate.country: {COUNTRY}"),
@@ -505,6 +547,34 @@ LINE: Table = [
     ("password of digits", {"password": f"password: {DIGITS}"}, f"citrix.password: {TEXT}"),
     ("password in hex", {"password": "password: 0xBADC0FFEE"}, f"citrix.password: {TEXT}"),
     ("password yes", {"password": "password: yes"}, f"citrix.password: {TEXT}"),
+    ("no such date", {"password": "password: 2026-13-45"}, f"citrix.password: {TEXT}"),
+    ("large number", {"timeout": f"timeout: {'9' * 5000}"}, f"citrix.timeout: {NUMBER}"),
+    (
+        "password that starts with *",
+        {"password": f"password: *{SECRET}"},
+        f"line 13, column 13: {QUOTES}",
+    ),
+    (
+        "password that starts with !",
+        {"password": f"password: !{SECRET}"},
+        f"line 13, column 13: {QUOTES}",
+    ),
+    (
+        "password with two !",
+        {"password": f"password: !{SECRET}!x"},
+        f"line 13, column 13: {QUOTES}",
+    ),
+    (
+        "Python's tag",
+        {"host": f"host: !!python/object/apply:os.system ['echo {SECRET}']"},
+        f"line 12, column 9: {QUOTES}",
+    ),
+    (
+        "indentation",
+        {"timeout": " timeout: 20"},
+        "line 14, column 4: the indentation does not fit the lines above",
+    ),
+    ("list for key", {"timeout": "[a, b]: 20"}, "line 14, column 3: found unhashable key"),
     (
         "password with a colon",
         {"password": f"password: {SECRET}: x"},
@@ -559,6 +629,16 @@ LINE: Table = [
 ]
 
 WHOLE: Table = [
+    ("nothing", {"content": "# later\n"}, "is empty"),
+    ("list", {"content": "- citrix\n"}, SECTION),
+    ("text", {"content": SECRET}, SECTION),
+    ("zero byte", {"content": "citrix:\0"}, "holds characters that YAML does not allow"),
+    ("wrong flag", {"content": f"citrix: !!bool {SECRET}"}, "holds a value that cannot be read"),
+    (
+        "two documents",
+        {"content": "citrix: {}\n---\ncitrix: {}\n"},
+        "line 2, column 1: a second document begins here: only one is allowed",
+    ),
     ("Latin-1", {"content": "citrix: {host: München}".encode("latin-1")}, "is not UTF-8 text"),
     ("UTF-16", {"content": "citrix: {}".encode("utf-16")}, "is not UTF-8 text"),
     ("picture", {"content": b"\x89PNG\r\n\x1a\n\x00\x00"}, "is not UTF-8 text"),
@@ -572,6 +652,8 @@ WHOLE: Table = [
 
 NS = "appliances/ns-prod.yaml"
 APPLIANCE: Table = [
+    ("nothing", {"content": ""}, "is empty"),
+    ("nothing below citrix", {"content": "citrix:\n"}, "citrix: is missing"),
     (
         "keys at the top",
         {"content": "host: ns1.example.com/nitro\nusername: citrixagent\npassword: 7\n"},
@@ -583,9 +665,14 @@ APPLIANCE: Table = [
         (
             f"citrix.host: {PORT}\n"
             "citrix.username: is missing\n"
-            "citrix.password_env: names the environment variable NS_PASSWORD, which is not set\n"
+            "citrix.password_env: names an environment variable NS_PASSWORD that is not set\n"
             "citrix.wibble: unknown key"
         ),
+    ),
+    (
+        "keys beside citrix",
+        {"content": "citrix: {host: 'ns1', username: x, password: x}\nnote: x\n"},
+        "note: unknown key",
     ),
     (
         "syntax",
@@ -608,6 +695,11 @@ def twins(lab: Lab, **hosts: str) -> None:
         lab.write_profile(
             name, citrix=lab.citrix(host=host), certificate=lab.certificate(name="shared")
         )
+
+
+def wrong_twins(lab: Lab) -> None:
+    twins(lab, api="ns1.example.com", www="ns1.example.com.")
+    lab.write_yaml(WWW, {**yaml.safe_load((lab.home / WWW).read_text()), "wibble": 1})
 
 
 def endings(lab: Lab) -> None:
@@ -694,6 +786,16 @@ FILES = [
         [f"profiles/api.yaml: {SHARED} www", f"profiles/www.yaml: {SHARED} api"],
     ),
     Row(
+        "one certkey of two profiles, and something else",
+        wrong_twins,
+        {},
+        [
+            f"profiles/api.yaml: {SHARED} www",
+            "profiles/www.yaml: wibble: unknown key",
+            f"profiles/www.yaml: {SHARED} api",
+        ],
+    ),
+    Row(
         "one name of two files",
         endings,
         {},
@@ -777,6 +879,17 @@ def refusal(lab: Lab) -> list[str]:
 def test_what_is_wrong_is_told_and_nothing_is_contacted(home: Lab, row: Row) -> None:
     row.write(home, **row.changes)
     assert refusal(home) == [f"{{home}}/{line}" for line in row.lines]
+
+
+def test_what_is_wrong_with_an_appliance_is_told_once(home: Lab) -> None:
+    appliance(home, "host: ns_1.example.com\nusername: x\npassword: x\n")
+    home.write_profile("api", citrix="ns-prod")
+    plain, told = home("run"), home.json("run")
+    problem = f"{home.home}/{NS}: host: {NAME}"
+    assert plain.stderr == f"{problem}\n"
+    assert plain.stdout.count("failed: 1 problem in its configuration\n") == 2
+    for name in ("api", "www"):
+        assert told.profile(name)["error"] == {"kind": "config", "message": problem}
 
 
 # ----- Nothing wrong ------------------------------------------------------------------------------
@@ -1012,7 +1125,9 @@ def test_a_secret_that_is_a_word_of_the_json_leaves_the_json_whole(lab: Lab, sec
     assert (outcome.exit_code, outcome.profile()["outcome"]) == (0, "planned")
 
 
-@pytest.mark.parametrize("name", ["nope", "nope.yaml", "profiles/www.yaml", "/nope", "..", ""])
+@pytest.mark.parametrize(
+    "name", ["nope", "nope.yaml", "profiles/www.yaml", "/nope", "..", "", "x" * 300]
+)
 def test_a_profile_that_does_not_exist_is_wrong_use(home: Lab, name: str) -> None:
     """The working directory is not the home, so that profiles/www.yaml is nowhere."""
     profile(home)

@@ -269,15 +269,16 @@ class Authority:
         """Return the PEM of a leaf with its issuers."""
         return render(self.path(leaf, style), style)
 
-    def broken_chain(self, leaf: x509.Certificate, style: ChainStyle = FULL) -> str:
-        """Return a chain whose intermediate has the right names and ids, but the wrong key."""
+    def broken_path(
+        self, leaf: x509.Certificate, style: ChainStyle = FULL
+    ) -> list[x509.Certificate]:
+        """Return a path whose intermediate has the right names and ids, but the wrong key."""
         genuine = self._issuer_of(leaf)
         name = genuine.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
         impostor = _authority_certificate(
             str(name), _key("EC"), genuine.issuer, _key_id(genuine.certificate)
         )
-        above = self.path(leaf, style)[2:]
-        return render([leaf, impostor, *above], style)
+        return [leaf, impostor, *self.path(leaf, style)[2:]]
 
     def _issuer_of(self, leaf: x509.Certificate) -> Signer:
         return next(s for s in self._signers.values() if s.certificate.subject == leaf.issuer)

@@ -2,8 +2,8 @@
 
 The order book (``Orders``) knows accounts, orders and certificates, and nothing of HTTP. ``Scm`` is
 an order book with an HTTPS server, the token endpoint and *fronts*: functions from Request to
-Response under a path, of which ``EnrollmentApi`` is one. It is stricter than the product: whatever
-the documentation does not allow is refused. A test changes attributes of ``Scm``, of ``Account``
+Response under a path: ``EnrollmentApi`` and, as ``Scm.admin``, the Admin API of ``scm_admin``. It
+is stricter than the product: whatever the documentation does not allow is refused. A test changes attributes of ``Scm``, of ``Account``
 and of ``Order`` at any time, lets the client act, and looks at ``orders`` and ``server.requests``.
 
     with Scm() as scm:
@@ -24,7 +24,7 @@ import threading
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -51,6 +51,7 @@ REASON_CODES = (0, 1, 3, 4, 5)
 
 ERRORS = {
     0: "Being processed by Sectigo",
+    -3: "You are not authorized to perform this operation",
     -7: "{} is required but missing",
     -9: "The CSR is not valid Base-64 data",
     -10: "The CSR cannot be decoded",
@@ -74,10 +75,14 @@ ERRORS = {
     -170: "ECC keys are not allowed",
     -180: "The profile does not allow renew",
     -183: "The certificate is not collectable",
+    -639: "The organization {} is unknown",
     -1002: "Cannot parse message body: {}",
     -1021: "The profile {} is unknown",
+    -1023: "The profile {} is not available for the organization",
+    -1112: "The request cannot be approved or declined, Status={}",
     -1148: "Replace is forbidden for this certificate",
     -1400: "The request is being processed by Sectigo",
+    -1450: "Unknown certificate format {}",
     -5101: "Certificate not found",
 }
 
@@ -119,6 +124,7 @@ class Wish:
     comments: str = ""
     external_requester: str | None = None
     custom_fields: Mapping[str, str] | None = None
+    term: int | None = None  # days; None: what the account says
 
     def completed_by(self, before: Order) -> Wish:
         requester, fields = self.external_requester, self.custom_fields
@@ -128,6 +134,7 @@ class Wish:
             comments=self.comments,
             external_requester=before.external_requester if requester is None else requester,
             custom_fields=before.custom_fields if fields is None else fields,
+            term=self.term,
         )
 
 
@@ -144,6 +151,7 @@ class Order:
     comments: str
     external_requester: str
     custom_fields: Mapping[str, str]
+    term: int
     placed: dt.datetime
     issue_after: int
     issue_delay: float
@@ -274,7 +282,7 @@ def wrong_leaf(
     """Return a genuine certificate that does not fit the order."""
     key, names = leaf.public_key(), order.names
     start, end = leaf.not_valid_before_utc, leaf.not_valid_after_utc
-    day, term = dt.timedelta(days=1), dt.timedelta(days=order.account.term)
+    day, term = dt.timedelta(days=1), dt.timedelta(days=order.term)
     other_key = ec.generate_private_key(ec.SECP256R1()).public_key()
     wrong: dict[str, tuple[CertificatePublicKeyTypes, Sequence[str], dt.datetime, dt.datetime]] = {
         "other_key": (other_key, names, start, end),
@@ -340,6 +348,11 @@ class Orders:
 
     def collect(self, order: Order) -> str | None:
         """Return the certificate with its chain, None as long as it is not there."""
+        path = self.poll(order)
+        return None if path is None else self.spoil(order, render(path, self.answer))
+
+    def poll(self, order: Order) -> list[x509.Certificate] | None:
+        """Return the certificate and its issuers in their order, None as long as it is not there."""
         if order.status in TURNED_DOWN:
             raise ScmError(-169, order.why or order.status)
         if order.status == "Revoked":
@@ -348,7 +361,11 @@ class Orders:
             order.polls += 1
             order.status = "Applied" if order.status == "Approved" else order.status
             return None
-        return self._hand_out(order, order.leaf)
+        return self._path(order, order.leaf)
+
+    def spoil(self, order: Order, pem: str) -> str:
+        """Return what the test's own function makes of a certificate that is handed out."""
+        return self.tamper(order, pem) if callable(self.tamper) else pem
 
     def revoke(self, order: Order, reason: int, message: str) -> None:
         if order.status == "Revoked":
@@ -377,6 +394,7 @@ class Orders:
             comments=wish.comments,
             external_requester=wish.external_requester or "",
             custom_fields=fields,
+            term=wish.term or account.term,
             placed=self.now(),
             issue_after=self.issue_after,
             issue_delay=self.issue_delay,
@@ -399,8 +417,7 @@ class Orders:
         private, now = order.account.private, self.now()
         replaced = self._book[order.previous or ""] if order.action == "replace" else None
         if replaced is None or replaced.leaf is None:
-            term = order.account.term
-            leaf = self.authority.issue(order.csr, order.names, now, term, private=private)
+            leaf = self.authority.issue(order.csr, order.names, now, order.term, private=private)
         elif replaced.leaf.not_valid_after_utc <= now:
             order.reject("the certificate to replace is expired")
             return
@@ -412,15 +429,14 @@ class Orders:
         bare = ChainStyle(root=False, cross=False)
         order.chain = tuple(self.authority.path(leaf, bare)[1:])
 
-    def _hand_out(self, order: Order, leaf: x509.Certificate) -> str:
+    def _path(self, order: Order, leaf: x509.Certificate) -> list[x509.Certificate]:
         if self.tamper == "no_chain":
-            return render([leaf], self.answer)
+            return [leaf]
         if self.tamper == "broken_chain":
-            return self.authority.broken_chain(leaf, self.answer)
+            return self.authority.broken_path(leaf, self.answer)
         if isinstance(self.tamper, str):
             leaf = wrong_leaf(self.authority, order, leaf, self.tamper)
-        pem = self.authority.chain(leaf, self.answer)
-        return self.tamper(order, pem) if callable(self.tamper) else pem
+        return self.authority.path(leaf, self.answer)
 
 
 # ----- Wire ---------------------------------------------------------------------------------------
@@ -566,7 +582,7 @@ class EnrollmentApi:
         }
 
     def handle(self, request: Request) -> Response:
-        account = self.scm.authenticate(request)
+        account = self.scm.authenticate(request, Account)
         if account is None:
             return self.scm.unauthorized()
         path = self.PATH.fullmatch(request.path)
@@ -598,9 +614,7 @@ class EnrollmentApi:
         return Response(200, pem.encode(), {"Content-Type": PEM})
 
     def status(self, call: Call) -> Response:
-        order = self._order(call)
-        ahead = self.scm.status_ahead and order.status in {"Approved", "Applied"}
-        return answer(200, {"status": "Issued" if ahead else order.status, "dcvInfo": {}})
+        return answer(200, {"status": self.scm.shown_status(self._order(call)), "dcvInfo": {}})
 
     def dcv_recheck(self, call: Call) -> Response:
         self._order(call).dcv_rechecks += 1
@@ -653,9 +667,12 @@ class EnrollmentApi:
         return answer(200, {"certId": cert_id})
 
 
+Holder = TypeVar("Holder")
+
+
 @dataclasses.dataclass(frozen=True)
 class Token:
-    account: Account
+    holder: object
     ends: dt.datetime
 
 
@@ -677,6 +694,8 @@ class Scm(Orders):
     """
 
     def __init__(self) -> None:
+        from simulators.scm_admin import ADMIN_PATH, AdminApi  # which builds on this module
+
         super().__init__()
         self.account = Account()
         self.strict = False
@@ -686,13 +705,15 @@ class Scm(Orders):
         self.token_lifetime = 300
         self.tokens_issued = 0
         self.token_failures = 0
-        self._clients: dict[str, tuple[str, Account]] = {}
+        self._clients: dict[str, tuple[str, object]] = {}
         self._tokens: dict[str, Token] = {}
         self.server = HttpsServer(self.handle)
         self.authorization_uri: str | None = None
+        self.admin = AdminApi(self)
         self.fronts: dict[str, Callable[[Request], Response]] = {
             TOKEN_PATH: self.token,
             CERTIFICATES_PATH: EnrollmentApi(self).handle,
+            ADMIN_PATH: self.admin.handle,
         }
 
     def __enter__(self) -> Scm:  # noqa: PYI034 - Self needs Python 3.11
@@ -718,8 +739,12 @@ class Scm(Orders):
     def add_client(self, client_id: str, secret: str, account: Account | None = None) -> Account:
         """Let a client in, or change its secret; without an account it uses the default one."""
         owner = account or self.account
-        self._clients[client_id] = (secret, owner)
+        self.register(client_id, secret, owner)
         return owner
+
+    def register(self, client_id: str, secret: str, holder: object) -> None:
+        """Let a client get tokens, which are good for the front that knows the holder's kind."""
+        self._clients[client_id] = (secret, holder)
 
     def revoke_tokens(self) -> None:
         self._tokens.clear()
@@ -733,12 +758,18 @@ class Scm(Orders):
                     return refusal(error)
         return refusal(ScmError(-1002, "no such path", status=404))
 
-    def authenticate(self, request: Request) -> Account | None:
-        """Return the account of a request's bearer token if that is valid now."""
+    def shown_status(self, order: Order) -> str:
+        """Return the status that the APIs tell."""
+        ahead = self.status_ahead and order.status in {"Approved", "Applied"}
+        return "Issued" if ahead else order.status
+
+    def authenticate(self, request: Request, kind: type[Holder]) -> Holder | None:
+        """Return the holder of a request's bearer token if that is valid now, and of a kind."""
         scheme, _, value = request.headers.get("authorization", "").partition(" ")
         token = self._tokens.get(value)
-        valid = scheme == "Bearer" and token is not None and self.now() < token.ends
-        return token.account if token and valid else None
+        if scheme != "Bearer" or token is None or token.ends <= self.now():
+            return None
+        return token.holder if isinstance(token.holder, kind) else None
 
     def unauthorized(self) -> Response:
         challenge = f'Bearer authorization_uri="{self.authorization_uri or self.token_url}"'
@@ -748,13 +779,13 @@ class Scm(Orders):
     def token(self, request: Request) -> Response:
         """The token endpoint: OAuth 2.0 client credentials, as Keycloak has it."""
         try:
-            account = self._client_of(request)
+            holder = self._client_of(request)
         except TokenError as error:
             self.token_failures += 1
             return error.response
         self.tokens_issued += 1
         value = f"eyJhbGciOiJSUzI1NiJ9.{secrets.token_urlsafe(48)}.{secrets.token_urlsafe(64)}"
-        self._tokens[value] = Token(account, self.now() + dt.timedelta(seconds=self.token_lifetime))
+        self._tokens[value] = Token(holder, self.now() + dt.timedelta(seconds=self.token_lifetime))
         grant = {
             "access_token": value,
             "expires_in": self.token_lifetime,
@@ -765,8 +796,8 @@ class Scm(Orders):
         }
         return answer(200, grant)
 
-    def _client_of(self, request: Request) -> Account:
-        """Return the account of the client that asks for a token."""
+    def _client_of(self, request: Request) -> object:
+        """Return the holder of the token that a client asks for."""
         if request.method != "POST":
             raise TokenError(405, "invalid_request", "POST is expected")
         if content_type(request) != FORM or not accepts(request, JSON) or request.query:
@@ -776,7 +807,7 @@ class Scm(Orders):
             raise TokenError(400, "invalid_request", "a parameter is missing or occurs twice")
         if form["grant_type"] != ["client_credentials"]:
             raise TokenError(400, "unsupported_grant_type", "Unsupported grant_type")
-        secret, account = self._clients.get(form["client_id"][0], (None, self.account))
+        secret, holder = self._clients.get(form["client_id"][0], (None, None))
         if form["client_secret"] != [secret]:
             raise TokenError(401, "invalid_client", "Invalid client or Invalid client credentials")
-        return account
+        return holder
