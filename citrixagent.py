@@ -195,9 +195,18 @@ class Tls:
 
 @dataclasses.dataclass(frozen=True)
 class ScmConfig:
+    """The connection to SCM; a client id means OAuth, else a login is sent with every request."""
+
+    api: str
     url: str
     client_id: str
     client_secret: Secret
+    customer_uri: str
+    login: str
+    password: Secret
+    org_id: int
+    cert_type: int
+    term: int
     token_url: str
     check_revocation: bool
     tls: Tls
@@ -427,6 +436,11 @@ def _text(value: object, limit: int) -> str:
     return value
 
 
+def secret_keys(name: str) -> tuple[str, str, str, str]:
+    """Return the four ways to give a secret; exactly one of them is used."""
+    return name, f"{name}_file", f"{name}_env", f"{name}_command"
+
+
 class Section:
     """A typed reader of one mapping: returns values, collects problems, never echoes a value.
 
@@ -540,6 +554,17 @@ class Section:
             return default
         return value
 
+    def required_number(self, key: str) -> int:
+        if not self.given(key):
+            self.problem(key, "is missing")
+        return self.number(key) or 0
+
+    def forbid(self, keys: Iterable[str], text: str) -> None:
+        for key in keys:
+            self._known.append(key)
+            if self.given(key):
+                self.problem(key, text)
+
     def seconds(self, key: str, default: int, *, least: int = 1, most: int = 3600) -> int:
         value = self.number(key, default, least=least, most=most)
         return default if value is None else value
@@ -584,8 +609,7 @@ class Section:
 
     def secret(self, key: str) -> Secret:
         """Return a secret, given in one of its four ways."""
-        ways = {key: "inline", f"{key}_file": "file", f"{key}_env": "env"}
-        ways[f"{key}_command"] = "command"
+        ways = dict(zip(secret_keys(key), ("inline", "file", "env", "command"), strict=True))
         self._known.extend(ways)
         given = [name for name in ways if self.given(name)]
         if len(given) != 1:
@@ -757,27 +781,38 @@ def _check_proxy(text: str) -> str:
     return text
 
 
+_ADMIN_KEYS = ("org_id", "cert_type", "term")
+_LOGIN_KEYS = ("customer_uri", "login", *secret_keys("password"))
+_OAUTH_KEYS = ("client_id", *secret_keys("client_secret"))
+
+
 def parse_scm(document: object, source: Source, problems: list[str]) -> ScmConfig:
     """Read scm.yaml; what is wrong is added to ``problems``."""
     section = Section(document, source, problems)
-    if section.choice("api", ("enrollment", "admin"), "enrollment") == "admin":
-        section.problem("api", "admin is not supported by this version: use enrollment")
+    api = section.choice("api", ("enrollment", "admin"), "enrollment")
+    is_admin = api == "admin"
+    by_login = is_admin and any(map(section.given, _LOGIN_KEYS))
+    if not is_admin:
+        section.forbid((*_LOGIN_KEYS, *_ADMIN_KEYS), "belongs to api: admin")
+    if by_login:
+        section.forbid(_OAUTH_KEYS, "is given beside a login: give either of them")
     config = ScmConfig(
+        api=api,
         url=section.text("url", required=True, check=_check_scm_url),
-        client_id=section.text("client_id", required=True),
-        client_secret=section.secret("client_secret"),
+        client_id="" if by_login else section.text("client_id", required=True),
+        client_secret=Secret("") if by_login else section.secret("client_secret"),
+        customer_uri=section.text("customer_uri", required=True) if by_login else "",
+        login=section.text("login", required=True) if by_login else "",
+        password=section.secret("password") if by_login else Secret(""),
+        org_id=section.required_number("org_id") if is_admin else 0,
+        cert_type=section.required_number("cert_type") if is_admin else 0,
+        term=section.required_number("term") if is_admin else 0,
         token_url=section.text("token_url", TOKEN_URL, check=_check_url),
         check_revocation=section.flag("check_revocation", default=True),
         tls=Tls(ca_bundle=section.file("ca_bundle")),
         proxy=section.text("proxy", check=_check_proxy) or None,
         timeout=section.seconds("timeout", 30),
     )
-    for key in ("customer_uri", "login", "password", "org_id", "cert_type", "term"):
-        if section.value(key) is not None:
-            section.problem(key, "belongs to api: admin, which this version does not support")
-    for key in ("password_file", "password_env", "password_command"):
-        if section.value(key) is not None:
-            section.problem(key, "belongs to api: admin, which this version does not support")
     section.close()
     return config
 
@@ -1121,6 +1156,15 @@ def iso(moment: dt.datetime) -> str:
     return moment.astimezone(dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def answers_csr(answer: bytes, csr_pem: str) -> bool:
+    """Tell whether SCM's answer holds a certificate for a CSR's key."""
+    from cryptography import x509
+
+    wanted = x509.load_pem_x509_csr(csr_pem.encode()).public_key()
+    found = [x509.load_pem_x509_certificate(block) for block in _PEM_BLOCK.findall(answer)]
+    return any(certificate.public_key() == wanted for certificate in found)
+
+
 def check_issued(
     answer: bytes, csr_pem: str, names: Iterable[str], now: dt.datetime
 ) -> list[Certificate]:
@@ -1192,6 +1236,7 @@ class Generation:
     pem: str  # leaf and intermediates
     cert_id: str | None = None
     ours: bool = True  # made by this tool: its files may be deleted by this tool
+    link: str = ""  # the issuer that the certkey was linked to, where the chain is not known
 
 
 @dataclasses.dataclass
@@ -1219,6 +1264,7 @@ class Order:
     serial: str | None = None
     uploaded: bool = False
     replaces: Generation | None = None  # what the certkey held before
+    restores: Generation | None = None  # no order at SCM: an earlier generation is put back
 
 
 @dataclasses.dataclass
@@ -1232,6 +1278,8 @@ class Record:
     finishing: str | None = None  # the outcome of an installation whose last steps are not done
     unsaved: bool = False  # the appliance's configuration was changed and not saved yet
     unverified: bool = False  # what the virtual servers present was not compared yet
+    rolled_back: bool = False  # the operator put the installed generation back
+    revoked: str | None = None  # serial of a certificate that the operator revoked
     litter: list[str] = dataclasses.field(default_factory=list)  # files of ours without a use
     seen: str | None = None  # PEM of a certificate that this tool did not order
 
@@ -1240,9 +1288,10 @@ class Record:
 class Intent:
     """What the operator asked for."""
 
-    command: str = "run"
+    command: str = "run"  # run, enroll, renew, replace or rollback
     force: bool = False
     cert_id: str | None = None
+    reason: str = ""  # for SCM, of a replacement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1260,6 +1309,7 @@ class Observed:
     unbound: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
     revoked: bool = False
+    issued: Certificate | None = None  # for the open order, collected but not proved to be served
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1275,6 +1325,7 @@ class Plan:
     first: Step | None = None
     action: Action | None = None
     resumes: bool = False
+    restores: Generation | None = None  # what a rollback puts back
     cert_id: str | None = None  # the operator's answer to an unknown outcome
     warnings: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
@@ -1310,7 +1361,10 @@ def _adopt_order(profile: Profile, order: Order | None, cert_id: str) -> Plan:
 
 
 def _next_step(order: Order, seen: Observed) -> Step:
-    """Return the first step that an open order still needs; it is closed by the save."""
+    """Return the first step that an open order still needs.
+
+    The save closes it, or where a handshake is required, that.
+    """
     installed = bool(seen.certificate and order.serial == seen.certificate.serial)
     done = {
         Step.CREATE_KEY: order.key_created,
@@ -1321,20 +1375,25 @@ def _next_step(order: Order, seen: Observed) -> Step:
         Step.INSTALL: installed,
         Step.LINK: installed and seen.linked,
         Step.BIND: not seen.unbound,
+        Step.SAVE: not seen.record.unsaved,
     }
-    return next((step for step, is_done in done.items() if not is_done), Step.SAVE)
+    return next((step for step, is_done in done.items() if not is_done), Step.VERIFY)
 
 
 def _new(outcome: str, reason: str, action: Action) -> Plan:
     return Plan(outcome, reason, Step.CREATE_KEY, action)
 
 
-def _managed(seen: Observed) -> bool:
-    """Tell whether the certificate installed is the one that this tool ordered."""
+def _is_installed(seen: Observed) -> bool:
+    """Tell whether the certkey holds what the record says."""
     installed, certificate = seen.record.installed, seen.certificate
-    return bool(
-        installed and installed.cert_id and certificate and installed.serial == certificate.serial
-    )
+    return bool(installed and certificate and installed.serial == certificate.serial)
+
+
+def _managed(seen: Observed) -> bool:
+    """Tell whether the certificate installed is one that this tool ordered."""
+    installed = seen.record.installed
+    return bool(installed and installed.cert_id and _is_installed(seen))
 
 
 def _due(profile: Profile, certificate: Certificate, now: dt.datetime) -> tuple[bool, str]:
@@ -1352,20 +1411,6 @@ def _cut_window(profile: Profile, certificate: Certificate) -> tuple[str, ...]:
         return ()
     text = "renewal.expiry_window is longer than two thirds of the certificate's lifetime"
     return (f"{text}: {window.days} days are used",)
-
-
-def _enroll_command(
-    profile: Profile, intent: Intent, *, due: bool, anew: bool, reason: str
-) -> Plan:
-    if due:
-        return _new("renewed", reason, "enroll")
-    if not (intent.force or anew):
-        raise AgentError(
-            "state",
-            f"a valid certificate is installed and not due ({reason}): use "
-            f"citrixagent.py enroll --force {profile.name} to order another one all the same",
-        )
-    return _new("enrolled", "asked for by the operator", "enroll")
 
 
 def _change(profile: Profile, certificate: Certificate, installed: Generation | None) -> str:
@@ -1421,28 +1466,93 @@ def _repair(seen: Observed, reason: str) -> Plan:
     return Plan("unchanged", reason)
 
 
-def _start(profile: Profile, seen: Observed, intent: Intent, *, anew: bool = False) -> Plan:
-    """Decide about a profile without an order to go on with; ``anew``: one was given up."""
-    certificate = seen.certificate
-    if certificate is None:
-        return _new("enrolled", "no certificate is installed", "enroll")
+def _renew(seen: Observed, change: str, reason: str) -> Plan:
+    """Renew what SCM knows; what differs from the profile, or is not known there, is enrolled."""
+    return _new("renewed", reason, "renew" if _managed(seen) and not change else "enroll")
+
+
+def _asked_for(
+    profile: Profile, seen: Observed, intent: Intent, certificate: Certificate, *, anew: bool
+) -> Plan:
+    """Decide what the operator asked for while a certificate is installed."""
     due, reason = _due(profile, certificate, seen.now)
-    if intent.command == "enroll":
-        return _enroll_command(profile, intent, due=due, anew=anew, reason=reason)
+    asked = "asked for by the operator"
+    if intent.command == "renew":
+        return _renew(seen, _change(profile, certificate, seen.record.installed), asked)
+    if intent.command == "replace":
+        return _new("replaced", asked, "replace" if _managed(seen) else "enroll")
+    if due:
+        return _new("renewed", reason, "enroll")
+    revoked = seen.revoked or seen.record.revoked == certificate.serial
+    if not (intent.force or anew or revoked):
+        raise AgentError(
+            "state",
+            f"a valid certificate is installed and not due ({reason}): use "
+            f"citrixagent.py enroll --force {profile.name} to order another one all the same",
+        )
+    return _new("enrolled", asked, "enroll")
+
+
+def _stay_rolled_back(profile: Profile, seen: Observed, reason: str) -> Plan:
+    text = (
+        f"rolled back by the operator ({reason}): stays until citrixagent.py renew {profile.name}, "
+        f"or {LAPSE.days} days before its end"
+    )
+    return dataclasses.replace(_repair(seen, text), warnings=(text,))
+
+
+def _by_itself(profile: Profile, seen: Observed, certificate: Certificate) -> Plan:
+    """Decide what a run does about an installed certificate."""
+    due, reason = _due(profile, certificate, seen.now)
+    if seen.record.revoked == certificate.serial:
+        way = f"run citrixagent.py enroll, renew or replace {profile.name}"
+        raise AgentError("state", f"it was revoked by the operator and is still bound: {way}")
     if seen.revoked:
         return _new("enrolled", "it was revoked at SCM", "enroll")
+    if seen.record.rolled_back and _is_installed(seen) and certificate.not_after - seen.now > LAPSE:
+        return _stay_rolled_back(profile, seen, reason)
     notices = _cut_window(profile, certificate)
     change = _change(profile, certificate, seen.record.installed)
     if due and profile.auto_renew:
-        renewable = _managed(seen) and not change
-        plan = _new("renewed", reason, "renew" if renewable else "enroll")
-        return dataclasses.replace(plan, notices=notices)
-    if change and profile.on_change != "report":
-        return _changed(profile, seen, change)
-    if change:
+        return dataclasses.replace(_renew(seen, change, reason), notices=notices)
+    if change and profile.on_change == "report":
         raise AgentError("state", f"{change} (renewal.on_change is report)")
+    if change:
+        return _changed(profile, seen, change)
     warnings = (_not_renewed(profile, certificate, seen.now, reason),) if due else ()
     return dataclasses.replace(_repair(seen, reason), warnings=warnings, notices=notices)
+
+
+def _start(profile: Profile, seen: Observed, intent: Intent, *, anew: bool = False) -> Plan:
+    """Decide about a profile without an order to go on with; ``anew``: one was given up."""
+    certificate = seen.certificate
+    if certificate is None and intent.command == "replace":
+        text = f"there is no certificate to replace: use citrixagent.py enroll {profile.name}"
+        raise AgentError("state", text)
+    if certificate is None:
+        return _new("enrolled", "no certificate is installed", "enroll")
+    if intent.command != "run":
+        return _asked_for(profile, seen, intent, certificate, anew=anew)
+    return _by_itself(profile, seen, certificate)
+
+
+def _roll_back(profile: Profile, seen: Observed) -> Plan:
+    """Put the previous generation back; a rollback that was cut off is gone on with."""
+    record, certificate = seen.record, seen.certificate
+    if record.order and record.order.restores:
+        return Plan(
+            "rolled_back", record.order.reason, _next_step(record.order, seen), resumes=True
+        )
+    if record.order and record.order.sent:
+        which = record.order.cert_id or "of unknown outcome"
+        raise AgentError("state", f"order {which} is open: let a run finish it first")
+    previous, installed = record.previous, record.installed
+    if not (previous and installed and certificate and installed.serial == certificate.serial):
+        raise AgentError("state", f"there is no previous certificate of {profile.name} to put back")
+    if not previous.pem:
+        raise AgentError("state", f"what {profile.name} had before is not known well enough")
+    reason = f"the operator put {previous.serial} back"
+    return Plan("rolled_back", reason, Step.INSTALL, restores=previous)
 
 
 def _unplaced(profile: Profile, seen: Observed, order: Order, intent: Intent) -> Plan:
@@ -1496,6 +1606,10 @@ def _edited_text(profile: Profile, order: Order) -> str:
 def _placed(profile: Profile, seen: Observed, order: Order, intent: Intent) -> Plan | None:
     """Go on with an order that SCM has or may have; None where a new one is to be placed."""
     forced = intent.force and intent.command == "enroll"
+    if order.restores:
+        return Plan(order.outcome, order.reason, _next_step(order, seen), resumes=True)
+    if seen.issued and profile.auto_renew and _due(profile, seen.issued, seen.now)[0]:
+        return None  # it could not be put into service while it was fresh
     if order.refused:
         _check_refused(profile, order, intent)
         return None
@@ -1513,9 +1627,11 @@ def _decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
     order = seen.record.order
     if intent.cert_id:
         return _adopt_order(profile, order, intent.cert_id)
+    if intent.command == "rollback":
+        return _roll_back(profile, seen)
     if order is None:
         return _start(profile, seen, intent)
-    if order.sent is None:
+    if order.sent is None and not order.restores:
         return _unplaced(profile, seen, order, intent)
     return _placed(profile, seen, order, intent) or _start(profile, seen, intent, anew=True)
 
@@ -1605,6 +1721,14 @@ class Answer:
         except ValueError:
             return None
         return data if isinstance(data, dict) else None
+
+    def json_list(self) -> list[Document]:
+        """Return the JSON objects of the list in the body; none where there is no list."""
+        try:
+            data = json.loads(self.body)
+        except ValueError:
+            return []
+        return [each for each in data if isinstance(each, dict)] if isinstance(data, list) else []
 
     def retry_after(self) -> float | None:
         """Return the seconds that the server asks to be left alone; None where it does not say."""
@@ -2382,6 +2506,7 @@ _DCV_CODES = frozenset({-107, -715, -724, -727, -737, -1010, -1137})
 _AUTH_CODES = frozenset({-16, -970})
 _FORBIDDEN_CODES = frozenset({-3, -25, -37, -738})
 _NOT_RENEWABLE_CODES = frozenset({-105, -110, -123, -124, -159, -180, -5101})
+_REVOKED_CODES = frozenset({-102, -110, -159})
 _TURNED_DOWN = frozenset({"DECLINED", "REJECTED", "INVALID", "REVOKED", "EXPIRED", "REPLACED"})
 _TRUSTED_DOMAIN = ".sectigo.com"
 _ACCEPT_PEM = "application/x-pem-file, */*;q=0.8"
@@ -2397,12 +2522,17 @@ _SCM_REMEDIES: Mapping[int, str] = {
 class Sectigo(Protocol):
     """What the program needs of SCM, whichever of its APIs is behind it."""
 
-    def prepare(self) -> None:
-        """Log in, as far as that is needed before an order: a refusal there is no order."""
+    replaces_in_place: bool  # a replacement keeps its id, which gives the old one for a while
+
+    def prepare(self, profile: Profile) -> None:
+        """Do all that can be done before an order: log in, check what can be checked.
+
+        Whatever goes wrong here, nothing was ordered.
+        """
         ...
 
-    def order(self, action: Action, previous: str | None, csr: str, profile: Profile) -> str:
-        """Place an order and return its id.
+    def order(self, profile: Profile, order: Order, previous: str | None, reason: str) -> str:
+        """Place an order and return its id; ``previous`` is that of what it renews or replaces.
 
         Raises UnknownOutcomeError where it may have been placed all the same; after any other
         AgentError nothing was ordered.
@@ -2415,6 +2545,17 @@ class Sectigo(Protocol):
 
     def status(self, cert_id: str) -> str:
         """Return SCM's word for the state of a certificate, upper-case and without spaces."""
+        ...
+
+    def revoke(self, cert_id: str, reason: int, message: str) -> None:
+        """Revoke a certificate; one that is revoked already is fine."""
+        ...
+
+    def find(self, profile: Profile, order: Order, known: Sequence[str]) -> str | None:
+        """Look for an order whose reply was lost; None where SCM has no such.
+
+        ``known`` are the ids of other orders. Raises UnknownOutcomeError where it cannot be told.
+        """
         ...
 
 
@@ -2512,13 +2653,17 @@ class Tokens:
         self._fresh_until = time.monotonic() + lifetime - min(60.0, lifetime / 5)
 
 
-def _order_body(action: Action, csr: str, profile: Profile) -> Document:
-    enrollment = profile.enrollment
-    lines = [line for line in csr.splitlines() if not line.startswith("-----")]
+def _other_names(profile: Profile) -> list[str]:
+    return [name for name in profile.names if name != profile.subject.common_name]
+
+
+def _order_body(profile: Profile, order: Order, reason: str) -> Document:
+    enrollment, action = profile.enrollment, order.action
+    lines = [line for line in (order.csr or "").splitlines() if not line.startswith("-----")]
     body: Document = {
         "csr": "".join(lines),
-        "subjAltNames": [name for name in profile.names if name != profile.subject.common_name],
-        "comments": enrollment.comments,
+        "subjAltNames": _other_names(profile),
+        "comments": reason or enrollment.comments,
     }
     if action != "replace":
         body["externalRequester"] = enrollment.external_requester
@@ -2555,8 +2700,15 @@ def _scm_error(answer: Answer, asked: str) -> ScmError:
         "unavailable": "the next run tries again",
     }.get(kind, _SCM_REMEDIES.get(code or 0, ""))
     number = f" (code {code})" if code is not None else ""
-    message = f"SCM refused the {asked}: {text}{number}" + (f": {remedy}" if remedy else "")
+    noun = {"enroll": "enrollment", "renew": "renewal", "replace": "replacement"}.get(asked, asked)
+    message = f"SCM refused the {noun}: {text}{number}" + (f": {remedy}" if remedy else "")
     return ScmError(kind, message, code=code, status=answer.status)
+
+
+def _check_revoked(answer: Answer) -> None:
+    if 200 <= answer.status < 300 or _code(answer.json(), "code") in _REVOKED_CODES:
+        return
+    raise _scm_error(answer, "revocation")
 
 
 def _not_offered(error: ScmError, action: Action) -> NotOfferedError | None:
@@ -2569,32 +2721,33 @@ def _not_offered(error: ScmError, action: Action) -> NotOfferedError | None:
     return None
 
 
-class EnrollmentApi:
-    """The SSL Certificates REST API (version 25.11), as far as it is used; a Sectigo."""
+class Channel:
+    """Authenticated requests to SCM: with a token, renewed once where it is refused, or a login."""
 
-    def __init__(self, config: ScmConfig, tokens: Tokens, link: Link) -> None:
-        self._base = f"{config.url}/api/v1/certificates"
+    def __init__(self, config: ScmConfig, path: str, tokens: Tokens, link: Link) -> None:
+        self._config = config
+        self._base = f"{config.url}{path}"
         self._tokens = tokens
-        self._proxy = config.proxy
         self._transport = Transport("SCM", config.tls, config.timeout, link, self._proxies)
 
-    def _proxies(self, url: str) -> Mapping[str, str]:
-        import requests
+    def log_in(self) -> None:
+        if self._config.client_id:
+            self._tokens.get(self._transport)
 
-        if self._proxy:
-            return {"https": self._proxy, "http": self._proxy}
-        return requests.utils.get_environ_proxies(url)
+    def get(self, path: str, accept: str = "application/json") -> Answer:
+        return self._send("GET", path, {"Accept": accept}, None)
 
-    def prepare(self) -> None:
-        self._tokens.get(self._transport)
+    def write(self, method: str, path: str, data: Document) -> Answer:
+        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        return self._send(method, path, headers, json.dumps(data).encode())
 
-    def order(self, action: Action, previous: str | None, csr: str, profile: Profile) -> str:
-        path = (
-            "" if action == "enroll" else f"/{urllib.parse.quote(previous or '', safe='')}/{action}"
-        )
-        body = json.dumps(_order_body(action, csr, profile)).encode()
+    def place(self, path: str, data: Document, action: Action) -> Document:
+        """Send what orders a certificate; the answer decides what is known about it.
+
+        Raises UnknownOutcomeError where the order may have been placed all the same.
+        """
         try:
-            answer = self._send("POST", path, body=body)
+            answer = self.write("POST", path, data)
         except TransportError as error:
             if error.sent:
                 raise UnknownOutcomeError(error.message) from None
@@ -2605,50 +2758,227 @@ class EnrollmentApi:
             raise _not_offered(refusal, action) or refusal
         if not 200 <= answer.status < 300:
             raise UnknownOutcomeError(f"SCM answered HTTP {answer.status}")
-        cert_id = (answer.json() or {}).get("certId")
-        if not isinstance(cert_id, (str, int)) or not str(cert_id):
-            raise UnknownOutcomeError("SCM's answer holds no certId")
-        return str(cert_id)
+        return answer.json() or {}
 
-    def download(self, cert_id: str) -> bytes | None:
-        answer = self._send("GET", f"/{urllib.parse.quote(cert_id, safe='')}", accept=_ACCEPT_PEM)
-        if answer.status == 200 and _PEM_BLOCK.search(answer.body):
-            return answer.body
-        if answer.status in {400, 404} and _code(answer.json(), "code") in _PENDING_CODES:
-            return None
-        raise _scm_error(answer, "download")
+    def _proxies(self, url: str) -> Mapping[str, str]:
+        import requests
 
-    def status(self, cert_id: str) -> str:
-        answer = self._send("GET", f"/{urllib.parse.quote(cert_id, safe='')}/status")
-        status = (answer.json() or {}).get("status")
-        if answer.status != 200 or not isinstance(status, str):
-            raise _scm_error(answer, "status")
-        return re.sub(r"[\s_]", "", status).upper()
+        if self._config.proxy:
+            return {"https": self._config.proxy, "http": self._config.proxy}
+        return requests.utils.get_environ_proxies(url)
 
     def _send(
-        self, method: str, path: str, *, body: bytes | None = None, accept: str = "application/json"
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
     ) -> Answer:
-        """Send a request with a token; with a new one, once, where SCM does not take it."""
-        answer, token = self._send_once(method, path, body, accept)
-        if answer.status != 401:
+        answer, token = self._send_once(method, path, headers, body)
+        if answer.status != 401 or not token:
             return answer
         self._tokens.refused(token, answer.headers.get("WWW-Authenticate", ""))
-        answer, _ = self._send_once(method, path, body, accept)
-        return answer
+        return self._send_once(method, path, headers, body)[0]
 
     def _send_once(
-        self, method: str, path: str, body: bytes | None, accept: str
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
     ) -> tuple[Answer, str]:
-        token = self._tokens.get(self._transport)
-        headers = {"Authorization": f"Bearer {token}", "Accept": accept}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        url = f"{self._base}{path}"
-        repeatable = method == "GET"
+        config, token = self._config, ""
+        if config.client_id:
+            token = self._tokens.get(self._transport)
+            login = {"Authorization": f"Bearer {token}"}
+        else:
+            login = {"login": config.login, "password": config.password.value}
+            login["customerUri"] = config.customer_uri
         answer = self._transport.send(
-            method, url, repeatable=repeatable, headers=headers, body=body
+            method,
+            f"{self._base}{path}",
+            repeatable=method == "GET",
+            headers={**headers, **login},
+            body=body,
         )
         return answer, token
+
+
+def _part(cert_id: str) -> str:
+    return urllib.parse.quote(cert_id, safe="")
+
+
+def _order_id(data: Document, key: str) -> str:
+    found = data.get(key)
+    if isinstance(found, bool) or not isinstance(found, (str, int)) or not str(found):
+        raise UnknownOutcomeError(f"SCM's answer holds no {key}")
+    return str(found)
+
+
+def _issued(answer: Answer) -> bytes | None:
+    """Return the certificates in an answer; None while SCM has none yet."""
+    if answer.status == 200 and _PEM_BLOCK.search(answer.body):
+        return answer.body
+    if answer.status in {400, 404} and _code(answer.json(), "code") in _PENDING_CODES:
+        return None
+    raise _scm_error(answer, "download")
+
+
+def _status(answer: Answer) -> str:
+    status = (answer.json() or {}).get("status")
+    if answer.status != 200 or not isinstance(status, str):
+        raise _scm_error(answer, "status")
+    return re.sub(r"[\s_]", "", status).upper()
+
+
+class EnrollmentApi:
+    """The SSL Certificates REST API (version 25.11), as far as it is used; a Sectigo."""
+
+    replaces_in_place = False
+
+    def __init__(self, config: ScmConfig, tokens: Tokens, link: Link) -> None:
+        self._channel = Channel(config, "/api/v1/certificates", tokens, link)
+
+    def prepare(self, _profile: Profile) -> None:
+        self._channel.log_in()
+
+    def order(self, profile: Profile, order: Order, previous: str | None, reason: str) -> str:
+        path = "" if order.action == "enroll" else f"/{_part(previous or '')}/{order.action}"
+        body = _order_body(profile, order, reason)
+        return _order_id(self._channel.place(path, body, order.action), "certId")
+
+    def download(self, cert_id: str) -> bytes | None:
+        return _issued(self._channel.get(f"/{_part(cert_id)}", accept=_ACCEPT_PEM))
+
+    def status(self, cert_id: str) -> str:
+        return _status(self._channel.get(f"/{_part(cert_id)}/status"))
+
+    def revoke(self, cert_id: str, reason: int, message: str) -> None:
+        body: Document = {"reasonCode": reason, "message": message}
+        _check_revoked(self._channel.write("DELETE", f"/{_part(cert_id)}", body))
+
+    def find(self, profile: Profile, order: Order, _known: Sequence[str]) -> str | None:
+        """Give up: this API has neither a list nor a search."""
+        raise UnknownOutcomeError(unknown_outcome_text(profile.name, order))
+
+
+def _by_age(cert_id: str) -> int:
+    return int(cert_id) if cert_id.isdigit() else 0
+
+
+def _offers_key(offered: Document, key_type: str) -> bool:
+    """Tell whether a certificate type takes a kind of key; one that does not say takes all."""
+    kinds = offered.get("keyTypes")
+    if not isinstance(kinds, dict) or not kinds:
+        return True
+    family, _, size = key_type.partition("-")
+    name, wanted = ("RSA", size) if family == "RSA" else ("EC", size.replace("P", "P-"))
+    return wanted in [str(each) for each in kinds.get(name) or ()]
+
+
+def _admin_enrollment(config: ScmConfig, profile: Profile, order: Order) -> Document:
+    enrollment = profile.enrollment
+    fields = [{"name": name, "value": value} for name, value in enrollment.custom_fields]
+    body: Document = {
+        "orgId": config.org_id,
+        "csr": order.csr,
+        "certType": config.cert_type,
+        "term": config.term,
+        "subjAltNames": ",".join(_other_names(profile)),
+        "comments": enrollment.comments,
+        "externalRequester": enrollment.external_requester,
+        "customFields": fields,
+    }
+    return {key: value for key, value in body.items() if value}
+
+
+class AdminApi:
+    """The SCM Admin API for SSL certificates (version 25.9), as far as it is used; a Sectigo."""
+
+    replaces_in_place = True
+
+    def __init__(self, config: ScmConfig, tokens: Tokens, link: Link) -> None:
+        self._config = config
+        self._channel = Channel(config, "/api/ssl/v1", tokens, link)
+        self._types: list[Document] = []
+
+    def prepare(self, profile: Profile) -> None:
+        """Log in, and check certificate type, term and key type against what SCM offers."""
+        self._channel.log_in()
+        if not self._types:
+            answer = self._channel.get(f"/types?organizationId={self._config.org_id}")
+            self._types = answer.json_list()
+            if answer.status != 200:
+                raise _scm_error(answer, "list of types")
+        wanted = str(self._config.cert_type)
+        offered = next((each for each in self._types if str(each.get("id")) == wanted), None)
+        if offered is None:
+            ids = ", ".join(str(each.get("id")) for each in self._types) or "none"
+            raise AgentError("config", f"scm.yaml: cert_type: SCM offers {ids}, not {wanted}")
+        terms = [str(term) for term in offered.get("terms") or ()]
+        if str(self._config.term) not in terms:
+            text = f"type {wanted} is offered for {', '.join(terms)} days, not {self._config.term}"
+            raise AgentError("config", f"scm.yaml: term: {text}")
+        if not _offers_key(offered, profile.key_type):
+            text = f"the certificate type {wanted} of SCM does not take it"
+            raise AgentError("config", f"{profile.name}: certificate.key_type: {text}")
+
+    def order(self, profile: Profile, order: Order, previous: str | None, reason: str) -> str:
+        if order.action == "enroll":
+            body = _admin_enrollment(self._config, profile, order)
+            return _order_id(self._channel.place("/enroll", body, "enroll"), "sslId")
+        before = _part(previous or "")
+        if order.action == "renew":
+            data = self._channel.place(f"/renewById/{before}", {"csr": order.csr}, "renew")
+            return _order_id(data, "sslId")
+        body = {
+            "csr": order.csr,
+            "reason": reason or order.reason[:512],
+            "commonName": profile.subject.common_name,
+            "subjectAlternativeNames": _other_names(profile),
+        }
+        self._channel.place(f"/replace/{before}", body, "replace")
+        return previous or ""
+
+    def download(self, cert_id: str) -> bytes | None:
+        accept = "application/octet-stream, */*;q=0.8"
+        return _issued(self._channel.get(f"/collect/{_part(cert_id)}?format=x509", accept))
+
+    def status(self, cert_id: str) -> str:
+        return _status(self._channel.get(f"/{_part(cert_id)}"))
+
+    def revoke(self, cert_id: str, reason: int, message: str) -> None:
+        body: Document = {"reasonCode": reason, "reason": message}
+        _check_revoked(self._channel.write("POST", f"/revoke/{_part(cert_id)}", body))
+
+    def find(self, profile: Profile, order: Order, known: Sequence[str]) -> str | None:
+        """Look by common name for a certificate with the CSR's key; newest first.
+
+        A replacement is looked for under the id that it keeps. One that is not issued shows no key:
+        then it cannot be told whose order it is.
+        """
+        waiting = []
+        for cert_id in known[:1] if order.action == "replace" else self._named(profile, known):
+            try:
+                answer = self.download(cert_id)
+            except ScmError:
+                continue
+            if answer is None:
+                waiting.append(cert_id)
+            elif answers_csr(answer, order.csr or ""):
+                return cert_id
+        if waiting:
+            text = (
+                f"SCM has orders for {profile.subject.common_name} that wait: {', '.join(waiting)}"
+            )
+            raise UnknownOutcomeError(f"{text}. {unknown_outcome_text(profile.name, order)}")
+        return None
+
+    def _named(self, profile: Profile, known: Sequence[str]) -> list[str]:
+        query = urllib.parse.urlencode({"commonName": profile.subject.common_name, "size": 200})
+        answer = self._channel.get(f"?{query}")
+        if answer.status != 200:
+            raise _scm_error(answer, "list")
+        ids = [str(row.get("sslId")) for row in answer.json_list()]
+        return sorted((each for each in ids if each not in known), key=_by_age, reverse=True)
+
+
+def connect_to_scm(config: ScmConfig, tokens: Tokens, link: Link) -> Sectigo:
+    """Return the client of the API that scm.yaml names."""
+    backend = AdminApi if config.api == "admin" else EnrollmentApi
+    return backend(config, tokens, link)
 
 
 # ----- 8. State -------------------------------------------------------------------------------
@@ -2689,16 +3019,18 @@ def _user() -> str:
         return str(os.getuid())
 
 
+def _read_generation(data: Document | None) -> Generation | None:
+    return Generation(**data) if data else None
+
+
 def _read_record(data: Document) -> Record:
-    order = data.pop("order")
-    installed, previous = data.pop("installed"), data.pop("previous")
     record = Record(**data)
-    record.installed = Generation(**installed) if installed else None
-    record.previous = Generation(**previous) if previous else None
-    if order:
-        replaces = order.pop("replaces")
-        record.order = Order(**order)
-        record.order.replaces = Generation(**replaces) if replaces else None
+    record.installed = _read_generation(data["installed"])
+    record.previous = _read_generation(data["previous"])
+    if data["order"]:
+        record.order = Order(**data["order"])
+        record.order.replaces = _read_generation(data["order"]["replaces"])
+        record.order.restores = _read_generation(data["order"]["restores"])
     return record
 
 
@@ -2920,6 +3252,7 @@ class Home:
         except ValueError as error:
             return None, [f"{path}: {error}"]
         self._redactor.add(config.client_secret.value)
+        self._redactor.add(config.password.value)
         self._redactor.add(urllib.parse.urlsplit(config.proxy or "").password or "")
         return (None if problems else config), problems
 
@@ -3238,6 +3571,7 @@ class Work:
         """Observe and decide; what is left to do is kept."""
         self._record = self._run.store.load(self.profile.name)
         self._close_order()
+        self._look_for_order()
         seen = self._observe()
         self._plan = decide(self.profile, seen, self._run.intent)
         self._todo = list(self._plan.steps(self.profile))
@@ -3270,21 +3604,29 @@ class Work:
         if plan.action and not plan.resumes:
             self._delete_litter()
             self._record.order = self._new_order(plan.action)
+        if plan.restores:
+            self._record.order = self._restoring_order(plan.restores)
+            self._chain = read_chain(plan.restores.pem)
+            self._remember()
 
     def _close_order(self) -> None:
-        """Close the order whose certificate is installed and saved."""
-        order, row = self._record.order, self._view.certkeys.get(self.profile.certkey)
-        installed = order and order.pem and row and row.serial == order.serial
-        if order and installed and not self._record.unsaved:
-            self._promote(order)
+        """Close the order whose certificate is installed, saved and, where required, proved."""
+        record, row = self._record, self._view.certkeys.get(self.profile.certkey)
+        order = record.order
+        if not (order and order.pem and row and row.serial == order.serial) or record.unsaved:
+            return
+        if record.unverified and self.profile.handshake == "required":
+            return
+        self._promote(order)
 
     def _promote(self, order: Order) -> None:
         record = self._record
-        record.litter.append(order.csr_file)
-        if record.previous and record.previous.ours:
-            record.litter += [record.previous.key_file, record.previous.cert_file]
+        record.litter += [file for file in (order.csr_file,) if file]
+        before = record.previous
+        if before and before.ours and before.serial != order.serial:
+            record.litter += [before.key_file, before.cert_file]
         record.previous = order.replaces
-        record.installed = Generation(
+        record.installed = order.restores or Generation(
             serial=order.serial or "",
             key_file=order.key_file,
             cert_file=order.cert_file,
@@ -3296,7 +3638,22 @@ class Work:
         record.order = None
         record.seen = None
         record.finishing = order.outcome
-        record.unverified = self.profile.handshake != "off"
+        record.rolled_back = order.restores is not None
+
+    def _look_for_order(self) -> None:
+        """Learn what became of an order whose reply was lost, where SCM can be asked."""
+        record, order = self._record, self._record.order
+        if not order or order.restores or not order.sent or order.cert_id:
+            return
+        generations = [each for each in (record.installed, record.previous) if each]
+        known = [each.cert_id for each in generations if each.cert_id]
+        try:
+            order.cert_id = self._scm.find(self.profile, order, known)
+        except UnknownOutcomeError:
+            return
+        order.sent = order.sent if order.cert_id else None
+        if not self._run.dry_run:
+            self._remember()
 
     def _observe(self) -> Observed:
         certificate = self._installed_certificate()
@@ -3320,6 +3677,7 @@ class Work:
             linked=self._is_linked(),
             unbound=tuple(server.name for server in unbound),
             conflicts=tuple(self._view.bound_elsewhere(unbound, self.profile)),
+            issued=self._chain[0] if order and order.pem else None,
             revoked=bool(managed and not order and self._is_revoked(managed)),
         )
 
@@ -3449,6 +3807,28 @@ class Work:
             replace_bound=self._run.intent.force,
         )
 
+    def _restoring_order(self, old: Generation) -> Order:
+        """Return what puts an earlier generation back; it begins with the installation."""
+        return Order(
+            action="enroll",
+            outcome=self._plan.outcome,
+            reason=self._plan.reason,
+            wish=wish_of(self.profile),
+            names=old.names,
+            key_type=old.key_type,
+            started=iso(utc_now()),
+            key_file=old.key_file,
+            csr_file="",
+            cert_file=old.cert_file,
+            key_created=True,
+            csr="",
+            cert_id=old.cert_id or "",
+            pem=old.pem,
+            serial=old.serial,
+            uploaded=True,
+            restores=old,
+        )
+
     def _remembered_files(self) -> list[str]:
         record = self._record
         generations = [each for each in (record.installed, record.previous) if each]
@@ -3517,11 +3897,11 @@ class Work:
         """Send an order; what is on disk before and after tells the next run what may exist."""
         installed = self._record.installed
         previous = installed.cert_id if installed else None
-        self._scm.prepare()
+        self._scm.prepare(self.profile)
         order.sent = iso(utc_now())
         self._remember()
         try:
-            return self._scm.order(order.action, previous, order.csr or "", self.profile)
+            return self._scm.order(self.profile, order, previous, self._run.intent.reason)
         except UnknownOutcomeError as error:
             text = f"{error.message}: {unknown_outcome_text(self.profile.name, order)}"
             raise AgentError("unknown_outcome", text) from None
@@ -3545,7 +3925,8 @@ class Work:
             order.cert_id, order.refused = cert_id, None
             order.sent = order.sent or iso(utc_now())
             self._remember()
-        if answer is None:
+        old_one = order.action == "replace" and self._scm.replaces_in_place
+        if answer is None or (old_one and not answers_csr(answer, order.csr or "")):
             if self._polls % _STATUS_EVERY == 0:
                 self._look_at_status(cert_id)
             self._polls += 1
@@ -3647,13 +4028,13 @@ class Work:
 
     def _touch(self) -> None:
         """Remember, before the configuration changes, that it will have to be saved."""
-        if not self._record.unsaved:
-            self._record.unsaved = True
-            self._remember()
+        self._record.unsaved = True
+        self._remember()
 
     def _install(self) -> None:
         order, leaf = self._current, self._chain[0]
         row = self._view.certkeys.get(self.profile.certkey)
+        self._record.unverified = self.profile.handshake != "off"
         self._touch()
         if row is None:
             self._add()
@@ -3662,7 +4043,8 @@ class Work:
         if order.replaces is None or order.replaces.serial != row.serial:
             order.replaces = self._generation_of(row, old)
             self._remember()
-        self._update(row, other_names=old is None or set(old.names) != set(leaf.names))
+        other_names = old is None or set(old.names) != set(leaf.names)
+        self._update(row, (order.cert_file, order.key_file), other_names=other_names)
         self._read_back(self.profile.certkey, leaf)
 
     def _add(self) -> None:
@@ -3679,11 +4061,9 @@ class Work:
         if len(self._chain) == 1:  # otherwise read back after the link
             self._read_back(certkey, self._chain[0])
 
-    def _update(self, row: CertKey, *, other_names: bool) -> None:
-        order, certkey = self._current, self.profile.certkey
-        files = (order.cert_file, order.key_file)
+    def _update(self, row: CertKey, files: tuple[str, str], *, other_names: bool) -> None:
         try:
-            self._client.update_certkey(certkey, *files, other_names=other_names)
+            self._client.update_certkey(row.name, *files, other_names=other_names)
         except NitroError as error:
             if error.code != _ISSUER_MISMATCH:
                 raise
@@ -3711,21 +4091,25 @@ class Work:
             key_type=certificate.key_type if certificate else row.key_family,
             pem=certificate.pem if certificate else "",
             ours=False,
+            link=row.link,
         )
 
     def _link(self) -> None:
+        order = self._record.order
+        self._relink(order.restores.link if order and order.restores else "")
+
+    def _relink(self, otherwise: str) -> None:
+        """Link the certkey to its chain, or to ``otherwise`` where the chain is not known."""
         issuers = self._ensure_issuers()
-        if not issuers:
-            return
-        certkey, issuer = self.profile.certkey, issuers[0].name
-        row = self._view.certkeys.get(certkey)
-        if row and row.link == issuer:
+        issuer = issuers[0].name if issuers else otherwise
+        row = self._view.certkeys.get(self.profile.certkey)
+        if not issuer or issuer not in self._view.certkeys or (row and row.link == issuer):
             return
         self._touch()
         if row and row.link:
-            self._client.unlink(certkey)
-        self._client.link(certkey, issuer)
-        self._read_back(certkey, self._chain[0], issuer)
+            self._client.unlink(row.name)
+        self._client.link(self.profile.certkey, issuer)
+        self._read_back(self.profile.certkey, self._chain[0], issuer)
 
     def _bind(self) -> None:
         """Bind where it is missing; where another certkey would be pushed out, only if agreed."""
@@ -3767,51 +4151,81 @@ class Work:
 
     def _verify(self) -> None:
         """Compare what every virtual server presents with what was installed."""
+        required = self.profile.handshake == "required"
         for server in self.profile.virtual_servers:
-            wrong = self._wrong_at(server)
-            if wrong and self.profile.handshake == "required":
-                raise AgentError("verify", wrong)
+            wrong, presented = self._wrong_at(server)
+            if wrong and required:
+                raise AgentError("verify", wrong + (self._undo() if presented else ""))
             if wrong:
                 self.result.warnings.append(wrong)
         self._record.unverified = False
+        self._close_order()
         self._remember()
 
-    def _wrong_at(self, server: VirtualServer) -> str:
-        """Say what a virtual server presents instead; empty where all is well."""
+    def _undo(self) -> str:
+        """Put back what the certkey held before, as a rollback does, and say so.
+
+        The order stays open: what was paid for is installed again by the next run.
+        """
+        order = self._record.order
+        old = order.replaces if order and not order.restores else None
+        row = self._view.certkeys.get(self.profile.certkey)
+        if not (old and old.pem and row) or read_chain(old.pem)[0].not_after <= utc_now():
+            return ": there is no valid certificate to put back, so the new one stays"
+        try:
+            self._put_back(old, row)
+        except AgentError as error:
+            return f": and putting the previous certificate back FAILED: {error.message}"
+        return ": the previous certificate was put back; the next run tries again"
+
+    def _put_back(self, old: Generation, row: CertKey) -> None:
+        """Install an earlier generation, link it as it was, and save."""
+        self._chain = read_chain(old.pem)
+        self._touch()
+        self._update(row, (old.cert_file, old.key_file), other_names=True)
+        self._read_back(row.name, self._chain[0])
+        self._relink(old.link)
+        self._client.save()
+        self._record.unsaved = False
+        self._record.unverified = False
+        self._remember()
+        self.result.show(self._chain[0])
+
+    def _wrong_at(self, server: VirtualServer) -> tuple[str, bool]:
+        """Say what is wrong at a virtual server (empty: nothing), and whether it presented that."""
         host, port = server.connect or self._address_of(server)
         if not port or host in {"", "0.0.0.0", "::"}:  # noqa: S104 - the mark of "not addressable"
-            return (
-                f'the virtual server "{server.name}" has no address of its own, so what it '
-                "presents was not verified: set connect in the profile"
+            text = (
+                f'the virtual server "{server.name}" has no address of its own, so what it presents'
             )
-        name = self.profile.subject.common_name.replace("*", "www", 1)
-        wrong = ""
+            return f"{text} was not verified: set connect in the profile", False
+        found = ("", False)
         for delay in (*_RETRY_DELAYS, None):
-            wrong = self._compare(server, host, port, name)
-            if not wrong or delay is None:
+            found = self._compare(server, host, port)
+            if not found[0] or delay is None:
                 break
             self._run.link.interrupt.wait(delay)
-        return wrong
+        return found
 
     def _address_of(self, server: VirtualServer) -> tuple[str, int]:
         row = self._view.virtual_server(server)
         return row.address, row.port
 
-    def _compare(self, server: VirtualServer, host: str, port: int, name: str) -> str:
+    def _compare(self, server: VirtualServer, host: str, port: int) -> tuple[str, bool]:
+        wanted = self._chain[0]
+        name = self.profile.subject.common_name.replace("*", "www", 1)
         place = f'the virtual server "{server.name}" at {host}:{port}'
         try:
-            key_type = self._chain[0].key_type
-            presented = read_certificate(presented_certificate(host, port, name, key_type))
+            presented = read_certificate(presented_certificate(host, port, name, wanted.key_type))
         except OSError as error:
-            return f"{place} could not be verified: {_words(error)}"
+            return f"{place} could not be verified: {_words(error)}", False
         except ValueError:
-            return f"{place} could not be verified: it presents no certificate"
-        if presented.fingerprint == self._chain[0].fingerprint or (
-            not self._chain[0].fingerprint and presented.serial == self._chain[0].serial
-        ):
-            return ""
+            return f"{place} could not be verified: it presents no certificate", False
+        if presented.serial == wanted.serial and wanted.fingerprint in {"", presented.fingerprint}:
+            return "", True
         serial = shown_serial(presented.serial)
-        return f"{place} presents another certificate (serial {serial}, {presented.common_name})"
+        text = f"{place} presents another certificate (serial {serial}, {presented.common_name})"
+        return text, True
 
     def _clean_up(self) -> None:
         """Delete the files that neither this nor the last generation needs."""
@@ -3860,7 +4274,7 @@ class Crew:
         self._run = run
         self._client = NetScaler(appliance, run.link)
         self._view = View(appliance, self._client)
-        scm = EnrollmentApi(run.config, run.tokens, run.link)
+        scm = connect_to_scm(run.config, run.tokens, run.link)
         self._works = [Work(profile, self._view, scm, run) for profile in profiles]
         self.results = [work.result for work in self._works]
 
@@ -4052,14 +4466,16 @@ def _line(result: Result) -> str:
         return f"{name}: failed: {_count(number, 'problem')} in its configuration"
     if result.error:
         return f"{name}: failed: {result.error.message}"
-    if result.outcome == "unchanged":
-        return ""
-    if result.outcome == "pending":
-        return f"{name}: pending, {result.reason} (order {result.cert_id})"
-    if result.outcome == "planned":
-        return f"{name}: planned, {result.reason}: {', '.join(result.steps)}"
     valid = (result.not_after or "").partition("T")[0]
-    return f"{name}: {result.outcome}, valid until {valid} (serial {result.serial})"
+    done = result.outcome.replace("_", " ")
+    lines = {
+        "unchanged": "",
+        "pending": f"{name}: pending, {result.reason} (order {result.cert_id})",
+        "planned": f"{name}: planned, {result.reason}: {', '.join(result.steps)}",
+        "revoked": f"{name}: revoked (serial {result.serial})",
+    }
+    otherwise = f"{name}: {done}, valid until {valid} (serial {result.serial})"
+    return lines.get(result.outcome, otherwise)
 
 
 @dataclasses.dataclass
@@ -4282,13 +4698,25 @@ class Session:
     def lock(self) -> contextlib.AbstractContextManager[None]:
         return self.store.lock(self.report.command)
 
+    def logging(self) -> contextlib.AbstractContextManager[None]:
+        log_file = self.store.folder / "citrixagent.log"
+        return _logging(self.app.verbosity, self.redactor, log_file)
+
+    def confirm(self, question: str) -> bool:
+        """Ask on a terminal; elsewhere the answer is no."""
+        if not (sys.stdin.isatty() and self.report.console.is_terminal):
+            return False
+        try:
+            return click.confirm(question)
+        except click.Abort:
+            return False
+
     def execute(self, names: Sequence[str], intent: Intent, wait: int | None, jobs: int) -> None:
         """Load, lock, run, and take the results into the report."""
         config, profiles = self.load(names)
         if not profiles:
             return
-        log_file = self.store.folder / "citrixagent.log"
-        with self.lock(), _logging(self.app.verbosity, self.redactor, log_file):
+        with self.lock(), self.logging():
             run = Run(
                 intent=intent,
                 dry_run=self.report.dry_run,
@@ -4306,6 +4734,13 @@ class Session:
                     log.info("%s", text)
 
 
+REVOCATION_REASONS: Mapping[str, int] = {  # RFC 5280's numbers, as far as SCM takes them
+    "unspecified": 0,
+    "keyCompromise": 1,
+    "affiliationChanged": 3,
+    "superseded": 4,
+    "cessationOfOperation": 5,
+}
 _json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object instead of lines."
 )
@@ -4509,6 +4944,102 @@ def list_certificates(session: Session, names: Sequence[str], *, show_all: bool)
     if not report.as_json:
         for line in _table(report.certificates):
             report.console.say(line)
+
+
+@main.command("renew")
+@click.argument("profiles", nargs=-1, required=True, metavar="PROFILE...")
+@_wait_option
+@_json_option
+@click.pass_obj
+def renew_command(app: App, profiles: tuple[str, ...], wait: int | None, as_json: bool) -> None:
+    """Renew now, whatever the window says: a new key, a new validity period."""
+    session = Session(app, "renew", as_json=as_json)
+    session.run(lambda s: s.execute(profiles, Intent("renew"), wait, jobs=1))
+
+
+@main.command("replace")
+@click.argument("profiles", nargs=-1, required=True, metavar="PROFILE...")
+@click.option("--reason", default="", metavar="TEXT", help="Told to SCM.")
+@_wait_option
+@_json_option
+@click.pass_obj
+def replace_command(
+    app: App, profiles: tuple[str, ...], reason: str, wait: int | None, as_json: bool
+) -> None:
+    """Replace now: a new key, the same expiry.
+
+    What SCM cannot replace, such as a private certificate, is enrolled anew.
+    """
+    session = Session(app, "replace", as_json=as_json)
+    intent = Intent("replace", reason=reason[:512])
+    session.run(lambda s: s.execute(profiles, intent, wait, jobs=1))
+
+
+def _revoke(store: Store, scm: Sectigo, result: Result, reason: str, message: str) -> None:
+    record = store.load(result.profile)
+    installed = record.installed
+    if not (installed and installed.cert_id):
+        text = f"{result.profile} has no certificate that was ordered with this tool"
+        raise AgentError("state", f"{text}: revoke it in SCM")
+    scm.revoke(installed.cert_id, REVOCATION_REASONS[reason], message or f"revoked: {reason}")
+    record.revoked = installed.serial
+    store.save(record)
+    result.cert_id = installed.cert_id
+    result.show(read_chain(installed.pem)[0])
+    result.outcome, result.reason = "revoked", reason
+
+
+def revoke(session: Session, name: str, reason: str, message: str, *, sure: bool) -> None:
+    """Revoke what a profile has installed; the appliance is not asked, so it may be down."""
+    config, profiles = session.load([name])
+    for profile in profiles:
+        if not (sure or session.confirm(f"Revoke the certificate of {profile.name} for good?")):
+            raise click.UsageError("nothing was revoked: give --yes to revoke without being asked")
+        result = Result(profile.name, profile.appliance.host, profile.certkey)
+        session.report.results.append(result)
+        with session.lock(), session.logging():
+            scm = connect_to_scm(config, Tokens(config, session.redactor), session.link)
+            try:
+                _revoke(session.store, scm, result, reason, message)
+            except AgentError as error:
+                result.fail(error)
+            log.info("%s", _line(result))
+
+
+@main.command("revoke")
+@click.argument("profile")
+@click.option(
+    "--reason",
+    type=click.Choice(list(REVOCATION_REASONS)),
+    required=True,
+    help="Why; SCM and the CA record it.",
+)
+@click.option("--message", default="", metavar="TEXT", help="Told to SCM.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_json_option
+@click.pass_obj
+def revoke_command(
+    app: App, profile: str, reason: str, message: str, yes: bool, as_json: bool
+) -> None:
+    """Revoke the installed certificate at SCM, for good.
+
+    It stays bound; run fails the profile until enroll, renew or replace.
+    """
+    session = Session(app, "revoke", as_json=as_json)
+    session.run(lambda s: revoke(s, profile, reason, message[:512], sure=yes))
+
+
+@main.command("rollback")
+@click.argument("profile")
+@_json_option
+@click.pass_obj
+def rollback_command(app: App, profile: str, as_json: bool) -> None:
+    """Put the previous certificate and key back on the appliance.
+
+    run leaves it there until renew, or until 7 days before its end.
+    """
+    session = Session(app, "rollback", as_json=as_json)
+    session.run(lambda s: s.execute([profile], Intent("rollback"), None, jobs=1))
 
 
 @main.command("list")

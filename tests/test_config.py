@@ -47,7 +47,12 @@ SERVERS = "must be a list with at least one entry"
 WINDOW = "must be a number of days (1 to 3650) or a share such as 33%"
 KIND = "must be one of load_balancing, gateway, content_switching, authentication"
 KEY_TYPE = "must be one of RSA-2048, RSA-3072, RSA-4096, ECDSA-P256, ECDSA-P384"
-ADMIN = "belongs to api: admin, which this version does not support"
+ADMIN = "belongs to api: admin"
+EITHER = "is given beside a login: give either of them"
+NO_PASSWORD = (
+    "password: is missing: give exactly one of password, password_file, password_env, "
+    "password_command"
+)
 PASSWORDS = "give exactly one of password, password_file, password_env, password_command"
 CLIENT_SECRETS = PASSWORDS.replace("password", "client_secret")
 TOO_OPEN = "others can read this file, which holds a secret: chmod 600 {home}/"
@@ -175,7 +180,16 @@ SCM: Table = [
         {"api": "enrolment"},
         'api: must be one of enrollment, admin: did you mean "enrollment"?',
     ),
-    ("admin", {"api": "admin"}, "api: admin is not supported by this version: use enrollment"),
+    (
+        "admin without its keys",
+        {"api": "admin"},
+        "org_id: is missing\ncert_type: is missing\nterm: is missing",
+    ),
+    (
+        "admin with both logins",
+        {"api": "admin", "org_id": 1, "cert_type": 2, "term": 199, "login": "admin"},
+        f"client_id: {EITHER}\nclient_secret: {EITHER}\ncustomer_uri: is missing\n{NO_PASSWORD}",
+    ),
     (
         "admin's keys",
         {"login": "admin", "password": SECRET, "org_id": 7},

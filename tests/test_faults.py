@@ -275,8 +275,8 @@ def test_a_domain_that_is_not_validated(lab: Lab) -> None:
     assert failed(lab) == (
         "dcv",
         (
-            "SCM refused the enroll: Domain Control Validation is either incomplete or expired for "
-            "www.example.com. Please complete it before requesting a certificate. (code -107): "
+            "SCM refused the enrollment: Domain Control Validation is either incomplete or expired "
+            "for www.example.com. Please complete it before requesting a certificate. (code -107): "
             "validate the domain in SCM; the next run orders again"
         ),
     )
@@ -344,8 +344,8 @@ def test_a_broken_request_is_rejected_with_the_remedy(lab: Lab) -> None:
     assert failed(lab) == (
         "rejected",
         (
-            "SCM refused the enroll: Mandatory custom field Owner is missing (code -62): give the "
-            "field in the profile's enrollment.custom_fields"
+            "SCM refused the enrollment: Mandatory custom field Owner is missing (code -62): give "
+            "the field in the profile's enrollment.custom_fields"
         ),
     )
 
@@ -487,7 +487,7 @@ def test_a_busy_scm_that_stays_busy(lab: Lab) -> None:
     kind, message = failed(lab)
     assert kind == "unavailable"
     assert message == (
-        "SCM refused the enroll: HTTP 429 and no reason that could be read: the next run "
+        "SCM refused the enrollment: HTTP 429 and no reason that could be read: the next run "
         "tries again"
     )
     lab.scm.server.faults.clear()
@@ -550,7 +550,8 @@ def test_a_virtual_server_that_presents_something_else(lab: Lab) -> None:
         )
         told = outcome.profile(name)
         assert told["warnings"] == ([words] if mode == "try" else [])
-        assert told["error"] == ({"kind": "verify", "message": words} if code else None)
+        stays = f"{words}: there is no valid certificate to put back, so the new one stays"
+        assert told["error"] == ({"kind": "verify", "message": stays} if code else None)
         assert ("verify" in told["steps"]) == (mode == "try")
 
 

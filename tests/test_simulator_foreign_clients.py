@@ -1,20 +1,13 @@
 """The simulated NetScaler, driven by clients that others wrote.
 
-They keep the simulator from drifting towards our own client. They need a newer Python than this
-project, so they live in an environment of their own under ``.venv`` and run as processes.
+They keep the simulator from drifting towards our own client.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import fcntl
-import hashlib
-import os
 import pathlib
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
@@ -23,46 +16,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from simulators import foreign
 from simulators.netscaler import NetScaler, Variant, VirtualServer
-from simulators.server import authority_pem
 
 REQUIREMENTS = ("check_netscaler==3.0.0", "netscaler-certbot-hook==3.0.0")
-FOLDER = pathlib.Path(__file__).parents[1] / ".venv"
-
-
-def interpreters() -> Iterator[str]:
-    yield sys.executable
-    for minor in (12, 13, 14):
-        yield from filter(None, [shutil.which(f"python3.{minor}")])
-    versions = pathlib.Path.home() / ".pyenv" / "versions"
-    yield from map(str, sorted(versions.glob("3.1[2-9]*/bin/python3")))
-
-
-def is_new_enough(interpreter: str) -> bool:
-    """Run it: what is on PATH may be a stub that only says what is missing."""
-    code = "import sys, venv; sys.exit(sys.version_info < (3, 12))"
-    return (
-        subprocess.run([interpreter, "-c", code], capture_output=True, check=False).returncode == 0
-    )
 
 
 @pytest.fixture(scope="session")
 def python() -> str:
-    """The Python of an environment with the clients; it is made once and kept."""
-    name = "foreign-" + hashlib.sha256(" ".join(REQUIREMENTS).encode()).hexdigest()[:12]
-    environment, ready = FOLDER / name, FOLDER / name / "ready"
-    FOLDER.mkdir(exist_ok=True)
-    with (FOLDER / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not ready.exists():
-            interpreter = next(filter(is_new_enough, interpreters()), None)
-            if interpreter is None:
-                pytest.skip("the clients need Python 3.12 or newer, and there is none here")
-            subprocess.run([interpreter, "-m", "venv", "--clear", environment], check=True)
-            pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-            subprocess.run([*pip, *REQUIREMENTS], check=True)
-            ready.touch()
-    return str(environment / "bin" / "python")
+    return foreign.python(REQUIREMENTS, oldest=12)
 
 
 class Ca:
@@ -123,23 +85,16 @@ class Site:
     folder: pathlib.Path
     python: str
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        ca_file = self.folder / "management.pem"
-        ca_file.write_text(authority_pem())
-        environment = os.environ | {
+    def run(self, *arguments: str) -> foreign.Done:
+        environment = {
             "NETSCALER_HOST": "127.0.0.1",
             "NETSCALER_USER": "admin",
             "NETSCALER_PASS": "secret",
             "NS_URL": f"https://{self.ns.host}",
             "NS_LOGIN": "admin",
             "NS_PASSWORD": "secret",
-            "REQUESTS_CA_BUNDLE": str(ca_file),
-            "NO_PROXY": "127.0.0.1",
         }
-        command = [self.python, "-m", *arguments]
-        return subprocess.run(
-            command, env=environment, text=True, capture_output=True, timeout=60, check=False
-        )
+        return foreign.run([self.python, "-m", *arguments], self.folder, environment)
 
     def check(self, *arguments: str) -> tuple[int, str]:
         """Run check_netscaler; over HTTPS it has no way to verify the appliance."""

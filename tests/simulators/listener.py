@@ -1,7 +1,8 @@
 """Virtual servers of a simulated NetScaler: real TLS listeners that present what is bound.
 
-A listener chooses like the appliance: the SNI certificate whose name fits, else the default ones
-(one per key type, so that the client's signature algorithms decide), else the handshake fails.
+A listener chooses like the appliance: the SNI certificates whose name fits, a wildcard last, else
+the default ones (one per key type, so that the client's signature algorithms decide), else the
+handshake fails.
 """
 
 from __future__ import annotations
@@ -14,12 +15,19 @@ import socketserver
 import ssl
 import subprocess
 import threading
+from collections.abc import Iterable
 
 from cryptography import x509
 
 from simulators.server import tls_context
 
 SSL_TYPES = ("SSL", "SSL_TCP")
+KINDS = {
+    "load_balancing": "lbvserver",
+    "gateway": "vpnvserver",
+    "content_switching": "csvserver",
+    "authentication": "authenticationvserver",
+}
 PATIENCE = 5.0
 
 # What a client says that only takes certificates of one key type.
@@ -38,13 +46,12 @@ class Presented:
     serial: str
     names: frozenset[str]
 
-    def fits(self, server_name: str) -> bool:
-        _, _, domain = server_name.lower().partition(".")
-        return bool(self.names & {server_name.lower(), f"*.{domain}"})
-
 
 class VirtualServer:
-    """A virtual server; those of an SSL type listen on ``address`` until ``stop``."""
+    """A virtual server; those of an SSL type listen on ``address`` until ``stop``.
+
+    ``served`` and ``served_by_name`` (SNI) are the serials of what was presented, in order.
+    """
 
     def __init__(self, name: str, kind: str, servicetype: str = "SSL", *, sni: bool) -> None:
         self.name = name
@@ -52,6 +59,7 @@ class VirtualServer:
         self.servicetype = servicetype
         self.sni = sni
         self.served: list[str] = []
+        self.served_by_name: list[str] = []
         self.address = ("127.0.0.1", 80)
         self._default: tuple[Presented, ...] = ()
         self._by_name: tuple[Presented, ...] = ()
@@ -71,9 +79,9 @@ class VirtualServer:
         return "UP" if self._default or not self.has_tls else "DOWN"
 
     def present(self, default: list[Presented], by_name: list[Presented]) -> None:
-        """From now on, serve these; ``served`` grows by the serials that were not served before."""
-        before = {presented.serial for presented in self._default}
-        self.served += [item.serial for item in default if item.serial not in before]
+        """From now on, serve these."""
+        self.served += _new_serials(self._default, default)
+        self.served_by_name += _new_serials(self._by_name, by_name)
         self._default, self._by_name = tuple(default), tuple(by_name)
 
     def handshake(
@@ -95,14 +103,24 @@ class VirtualServer:
     def _choose(
         self, connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext
     ) -> int | None:
-        by_name = [item for item in self._by_name if name and item.fits(name)]
-        chosen = tuple(by_name[:1]) or self._default
+        chosen = self._named(name.lower()) if name and self.sni else ()
+        chosen = chosen or self._default
         if not chosen:
             return ssl.ALERT_DESCRIPTION_HANDSHAKE_FAILURE
         if chosen not in self._contexts:
             self._contexts[chosen] = tls_context([(item.chain, item.key) for item in chosen])
         connection.context = self._contexts[chosen]
         return None
+
+    def _named(self, name: str) -> tuple[Presented, ...]:
+        exact = tuple(item for item in self._by_name if name in item.names)
+        wildcard = f"*.{name.partition('.')[2]}"
+        return exact or tuple(item for item in self._by_name if wildcard in item.names)
+
+
+def _new_serials(old: Iterable[Presented], new: Iterable[Presented]) -> list[str]:
+    before = {item.serial for item in old}
+    return [item.serial for item in new if item.serial not in before]
 
 
 class _Listener(socketserver.ThreadingTCPServer):

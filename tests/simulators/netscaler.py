@@ -10,11 +10,15 @@
 Stricter than the product: what it would let pass or guess at is refused here. Where the product is
 known to differ between releases, or is not known for certain, Variant has a switch.
 
+An appliance can have partitions (``add_partition``) and be a node or the address of a cluster
+(``cluster``); two of them make an HA pair (``pair``).
+
 Not simulated: encrypted keys, DER and PFX, bundles, FIPS and HSM, CRL and OCSP, SSL profiles, bulk
-requests, clusters, partitions other than the default one, the second node of an HA pair.
+requests, the other nodes of a cluster.
 
 This module is the front: sessions, rights, requests and answers. ``nitro`` has the wire format,
-``appliance`` the state, ``resources`` what requests do, ``listener`` the virtual servers.
+``appliance`` and ``certkeys`` the state, ``resources`` and ``system`` what requests do,
+``listener`` the virtual servers.
 """
 
 from __future__ import annotations
@@ -24,11 +28,11 @@ import dataclasses
 import re
 import secrets
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from cryptography import x509
-
-from simulators.appliance import SSL_FOLDER, Appliance, Binding, CertKey, Variant
+from simulators import resources, system  # noqa: F401 - they register the operations
+from simulators.appliance import Appliance, Partition, Variant
+from simulators.certkeys import Binding, CertKey
 from simulators.listener import VirtualServer, presented_chain
 from simulators.nitro import (
     OPERATIONS,
@@ -47,7 +51,6 @@ from simulators.nitro import (
     pairs,
     query_options,
 )
-from simulators.resources import KINDS, bind_certificate
 from simulators.server import HttpsServer, Request, Response
 
 __all__ = [
@@ -75,6 +78,12 @@ class User:
     policy: str | None = None
 
 
+@dataclasses.dataclass
+class Session:
+    user: str
+    partition: str = "default"
+
+
 class NetScaler(Appliance):
     """One appliance; serves between ``start`` and ``stop``, or as a context manager."""
 
@@ -82,8 +91,9 @@ class NetScaler(Appliance):
         super().__init__(release, variant or Variant())
         self.server = HttpsServer(self.handle)
         self.users: dict[str, User] = {}
-        self.sessions: dict[str, str] = {}  # session -> user
+        self.sessions: dict[str, Session] = {}
         self.session_limit = 20
+        self.busy = 0  # so many logins are refused, as if the limit was reached
         self.logins = 0
         self.header_logins = 0
         self.failed_logins = 0
@@ -108,8 +118,9 @@ class NetScaler(Appliance):
 
     def stop(self) -> None:
         self.server.stop()
-        for server in self.virtual_servers.values():
-            server.stop()
+        for partition in self.partitions.values():
+            for server in partition.virtual_servers.values():
+                server.stop()
 
     # what an administrator does
 
@@ -117,56 +128,15 @@ class NetScaler(Appliance):
         """Add an administrator; ``policy`` is searched for in a command before it is executed."""
         self.users[name] = User(password, policy)
 
-    def add_virtual_server(
-        self, name: str, kind: str, servicetype: str = "SSL", *, sni: bool = False
-    ) -> VirtualServer:
-        if kind not in KINDS or name in self.virtual_servers:
-            raise ValueError(f"{kind} {name}")
-        self.virtual_servers[name] = VirtualServer(name, kind, servicetype, sni=sni)
-        return self.virtual_servers[name]
-
-    def install(
-        self, name: str, cert_pem: str, key_pem: str | None = None, chain: Sequence[str] = ()
-    ) -> CertKey:
-        """Put a certificate and its intermediates on the appliance: linked, saved, not bound."""
-        link = None
-        for pem in reversed(chain):
-            link = self._install_issuer(pem, link)
-        certkey = self._install(name, cert_pem, key_pem, link)
-        self.save()
-        return certkey
-
-    def bind(self, virtual_server: str, certkey: str, *, sni: bool = False) -> None:
-        """Bind a certificate and save."""
-        names = {"vservername": virtual_server, "certkeyname": certkey}
-        bind_certificate(self, Values(names, snicert=sni))
-        self.save()
-
     def reboot(self) -> None:
         """Restore the saved configuration; files stay, sessions end."""
         self.kill_sessions()
-        self.restore()
+        for partition in self.partitions.values():
+            partition.restore()
 
     def kill_sessions(self) -> None:
         self._killed |= set(self.sessions)
         self.sessions.clear()
-
-    def _install_issuer(self, pem: str, link: str | None) -> str:
-        certificate = x509.load_pem_x509_certificate(pem.encode())
-        for certkey in self.certkeys.values():
-            if certkey.certificate == certificate:
-                return certkey.name
-        return self._install(f"ca-{certificate.serial_number:X}"[:31], pem, None, link).name
-
-    def _install(self, name: str, pem: str, key_pem: str | None, link: str | None) -> CertKey:
-        stem = re.sub(r"[^\w.-]", "_", name)
-        cert, key = f"{stem}.crt", f"{stem}.key" if key_pem else ""
-        self.write(f"{SSL_FOLDER}/{cert}", pem.encode())
-        if key_pem:
-            self.write(f"{SSL_FOLDER}/{key}", key_pem.encode())
-        certkey = CertKey(name, cert, key, *self.load(cert, key), link)
-        self.running.put(certkey)
-        return certkey
 
     # requests
 
@@ -184,25 +154,37 @@ class NetScaler(Appliance):
         call = f"{request.method} {resource}"
         if call == "POST login":
             return self._login(request)
-        user = self._authenticate(request)
+        session = self._authenticate(request)
         if call == "POST logout":
             return self._logout(request)
-        return self._execute(user, request, resource, target[3])
+        return self._execute(session, request, resource, target[3])
 
-    def _execute(self, user: str, request: Request, resource: str, name: str | None) -> Response:
+    def _execute(
+        self, session: Session, request: Request, resource: str, name: str | None
+    ) -> Response:
         options = query_options(request)
         operation = self._operation(request.method, resource, name, options)
         values = operation.check(_arguments(request, operation, name, options))
         command = operation.command(values)
-        if not re.search(self.users[user].policy or "", command):
+        if not re.search(self.users[session.user].policy or "", command):
             raise NitroError(2138, command)
-        rows = operation.work(self, values)
+        if self.cluster == "NODE" and operation.writes:
+            raise NitroError(1203)
+        partition = self.partitions[session.partition]
+        rows = self.carry_out(operation, partition, values)
         if rows is not None:
             return self._tell(resource, list(rows), options)
-        self.refresh()
-        if self.ha_state == "Secondary":
+        if operation.resource == "nspartition":
+            session.partition = values.text("partitionname")
+        partition.refresh()
+        if self.ha_state == "Secondary" and operation.writes:
             self.standby_writes.append(command)
         return self._written(created=operation.creates)
+
+    def carry_out(
+        self, operation: Operation, partition: Partition, values: Values
+    ) -> Iterable[Row] | None:
+        return operation.work(partition, values)
 
     def _operation(
         self, method: str, resource: str, name: str | None, options: Mapping[str, str]
@@ -255,7 +237,7 @@ class NetScaler(Appliance):
         values = checked(LOGIN, body_of(request, "login"))
         self._check_password(values.text("username"), values.text("password"))
         session = "##" + secrets.token_hex(32).upper()
-        self.sessions[session] = values.text("username")
+        self.sessions[session] = Session(values.text("username"))
         self.logins += 1
         cookie = f"sessionid={urllib.parse.quote(session)}; path=/nitro/v1"
         return answer(self.variant.created, done({"sessionid": session}), {"Set-Cookie": cookie})
@@ -266,19 +248,23 @@ class NetScaler(Appliance):
         cookie = "sessionid=deleted; expires=Thu, 01-Jan-1970 00:00:01 GMT; path=/nitro/v1"
         return self._written(created=True, extra={"Set-Cookie": cookie})
 
-    def _authenticate(self, request: Request) -> str:
+    def _authenticate(self, request: Request) -> Session:
+        """Return the session of a request; credentials in headers are one, for this request."""
         session, user = _session(request), request.headers.get("x-nitro-user")
         if user is not None:
             if session:
                 raise NitroError(1238, "sessionid", "X-NITRO-USER")
             self._check_password(user, request.headers.get("x-nitro-pass", ""))
             self.header_logins += 1
-            return user
+            return Session(user)
         if session not in self.sessions:
             raise NitroError(444 if session in self._killed else 1027)
         return self.sessions[session]
 
     def _check_password(self, name: str, password: str) -> None:
+        if self.busy:
+            self.busy -= 1
+            raise NitroError(446)
         user = self.users.get(name)
         locked = self.password_failures[name] >= self.lockout_after
         if locked or user is None or user.password != password:

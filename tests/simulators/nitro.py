@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from simulators.server import Request, Response
 
 if TYPE_CHECKING:
-    from simulators.appliance import Appliance
+    from simulators.appliance import Partition
 
 Row = dict[str, object]
 
@@ -39,6 +39,10 @@ MESSAGES = {
     458: "There is no response from the secondary. Propagation timed out",
     461: "No such Vserver",
     1027: "Not logged in or connection timed out",
+    1028: "You are connected to a secondary node; configuration changes made in this session will "
+    "not be propagated to, or saved on, other nodes",
+    1044: "You are connected to NSIP of a cluster node; configuration changes made in this session "
+    "will not be propagated to, or saved on, other cluster nodes",
     1075: "Invalid name; names must begin with an alphanumeric character or underscore and must "
     "contain only alphanumerics, '_', '#', '.', ' ', ':', '@', '=' or '-'",
     1090: "No such argument",
@@ -51,6 +55,7 @@ MESSAGES = {
     1108: "Integer value exceeds maximum",
     1109: "Integer value below minimum",
     1155: "No such file",
+    1203: "Session is read-only; connect to the Cluster IP address to modify the configuration",
     1232: "Invalid object name",
     1233: "Invalid JSON input",
     1234: "Invalid JSON data type",
@@ -105,7 +110,7 @@ STATUSES = {
     **dict.fromkeys((258, 461, 3441), 404),
     **dict.fromkeys((273, 1642), 409),
     **dict.fromkeys((445, 446), 503),
-    1155: 599,
+    **dict.fromkeys((1155, 1203), 599),
 }
 REASONS = {599: "Netscaler specific error"}
 HEADERS = {
@@ -345,6 +350,17 @@ class Operation:
     def creates(self) -> bool:
         return self.verb.startswith(("add ", "bind "))
 
+    @property
+    def writes(self) -> bool:
+        """Tell whether it changes the appliance: not only the session, as a switch does."""
+        return not self.verb.startswith(("show ", "stat ", "switch "))
+
+    @property
+    def propagates(self) -> bool:
+        """Tell whether an HA pair executes it on both nodes: files are each node's own."""
+        of_files = re.match(r"create |sync |(add|rm) system file", self.verb)
+        return self.writes and not of_files
+
     def command(self, values: Values) -> str:
         """Return the command line that policies are matched with; the first argument is bare."""
         words = [self.verb]
@@ -355,7 +371,7 @@ class Operation:
         return " ".join(words)
 
 
-Work = Callable[["Appliance", Values], "Iterable[Row] | None"]
+Work = Callable[["Partition", Values], "Iterable[Row] | None"]
 OPERATIONS: dict[tuple[str, str], Operation] = {}
 
 

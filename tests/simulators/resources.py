@@ -15,35 +15,20 @@ import datetime as dt
 import ipaddress
 import re
 from collections.abc import Callable
+from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
 
-from simulators.appliance import (
-    SSL_FOLDER,
-    Appliance,
-    Binding,
-    CertKey,
-    key_pem,
-    load_key,
-    pooled_rsa_key,
-    public_key,
-)
-from simulators.listener import VirtualServer
+from simulators.appliance import Partition
+from simulators.certkeys import Binding, CertKey, key_pem, load_key, pooled_rsa_key, public_key
+from simulators.listener import KINDS, VirtualServer
 from simulators.nitro import Field, NitroError, Row, Values, operation
 
-FOLDERS = (SSL_FOLDER, "/nsconfig", "/nsconfig/license", "/var/tmp")
 FILE_TYPES = ("txt", "cert", "crt", "cer", "pem", "req", "csr", "xml", "lic", "key")
 FILE_LIMIT = 2 * 1024 * 1024
-KINDS = {
-    "load_balancing": "lbvserver",
-    "gateway": "vpnvserver",
-    "content_switching": "csvserver",
-    "authentication": "authenticationvserver",
-}
-BUILDS = {"12.1": "65.25", "13.0": "92.31", "13.1": "59.19", "14.1": "43.50"}
 SHORT_NAMES = {
     NameOID.COUNTRY_NAME: "C",
     NameOID.STATE_OR_PROVINCE_NAME: "ST",
@@ -74,95 +59,6 @@ SERVER_NAME = Field("vServerName", required=True, high=127)
 KEY_FORM = Field("keyform", choices=("PEM",))
 
 
-@operation("nsversion", "list", "show ns version")
-def show_version(ns: Appliance, _: Values) -> list[Row]:
-    build = BUILDS.get(ns.release, "1.1")
-    date = "Jul  7 2021, 10:31:36   (64-bit)"
-    return [{"version": f"NetScaler NS{ns.release}: Build {build}.nc, Date: {date}", "mode": "1"}]
-
-
-@operation("nshardware", "list", "show ns hardware")
-def show_hardware(_: Appliance, __: Values) -> list[Row]:
-    return [{"hwdescription": "NetScaler Virtual Appliance", "sysid": "450000", "serialno": "SIM"}]
-
-
-@operation("nsfeature", "list", "show ns feature")
-def show_features(_: Appliance, __: Values) -> list[Row]:
-    return [{"feature": ["LB", "CS", "SSL", "SSLVPN", "AAA"], "ssl": True}]
-
-
-@operation("sslparameter", "list", "show ssl parameter")
-def show_ssl_parameters(_: Appliance, __: Values) -> list[Row]:
-    return [{"defaultprofile": "DISABLED", "denysslreneg": "ALL"}]
-
-
-@operation("nsconfig", "list", "show ns config")
-def show_configuration(ns: Appliance, _: Values) -> list[Row]:
-    times = {"lastconfigsavetime": f"{ns.saved_at:%c}", "currentsytemtime": f"{ns.clock():%c}"}
-    system = "HA" if ns.ha_state else "Stand-alone"
-    row = {"ipaddress": "127.0.0.1", "netmask": "255.0.0.0", "systemtype": system}
-    return [{**row, "primaryip": "127.0.0.1", "configchanged": not ns.saved, **times}]
-
-
-@operation("nsconfig", "save", "save ns config", Field("all", "flag"))
-def save_configuration(ns: Appliance, _: Values) -> None:
-    ns.save()
-
-
-@operation("hanode", "list", "show HA node")
-@operation("hanode", "get", "show HA node", Field("id", required=True))
-def show_nodes(ns: Appliance, values: Values) -> list[Row]:
-    rows = [_node_row(0, ns.ha_state or "Primary")]
-    if ns.ha_state:
-        rows.append(_node_row(1, "Secondary" if ns.ha_state == "Primary" else "Primary"))
-    found = [row for row in rows if values.get("id", row["id"]) == row["id"]]
-    if not found:
-        raise NitroError(258, "id", values["id"])
-    return found
-
-
-def _node_row(number: int, state: str) -> Row:
-    row = {"id": str(number), "ipaddress": f"127.0.0.{number + 1}", "state": state}
-    return {**row, "hastatus": "ENABLED", "hasync": "ENABLED", "haprop": "ENABLED"}
-
-
-@operation("stat/hanode", "list", "stat HA node")
-def show_node_state(ns: Appliance, _: Values) -> list[Row]:
-    row = {"hacurstatus": "YES" if ns.ha_state else "NO", "hacurstate": "UP"}
-    counters = {"haerrproptimeout": "0", "haerrsyncfailure": "0", "hapktrxrate": 5}
-    return [{**row, "hacurmasterstate": ns.ha_state or "Primary", **counters}]
-
-
-MODES = (
-    "all",
-    "bookmarks",
-    "ssl",
-    "imports",
-    "misc",
-    "dns",
-    "krb",
-    "AAA",
-    "app_catalog",
-    "all_plus_misc",
-    "all_minus_misc",
-)
-
-
-@operation("hafiles", "sync", "sync HA files", Field("mode", "list", choices=MODES))
-def sync_files(ns: Appliance, values: Values) -> None:
-    if ns.ha_state is None:
-        raise NitroError(257)
-    modes = values.get("mode", ["all"])
-    assert isinstance(modes, list)
-    ns.file_syncs.append(modes)
-
-
-@operation("nspartition", "Switch", "switch ns partition", Field("partitionName", required=True))
-def switch_partition(_: Appliance, values: Values) -> None:
-    if values.text("partitionname") != "default":
-        raise NitroError(2755, "partitionName", values.text("partitionname"))
-
-
 # files
 
 FILE_NAME = Field("fileName", required=True, high=63)
@@ -178,39 +74,40 @@ FILE_LOCATION = Field("fileLocation", required=True, high=127)
     Field("fileContent", "content", required=True, high=FILE_LIMIT * 4 // 3 + 4),
     Field("fileEncoding"),
 )
-def upload_file(ns: Appliance, values: Values) -> None:
-    path = _file_path(values)
+def upload_file(ns: Partition, values: Values) -> None:
+    path = _file_path(ns, values, 1645)
     if values.text("filename").rpartition(".")[2] not in FILE_TYPES:
         raise NitroError(3442)
     if values.get("fileencoding", "BASE64") != "BASE64":
         raise NitroError(3444)
-    if path in ns.files:
+    if path in ns.box.files:
         raise NitroError(1642)
     try:
         content = base64.b64decode(values.text("filecontent"), validate=True)
     except binascii.Error:
         raise NitroError(3443) from None
-    ns.write(path, content)
+    ns.box.write(path, content)
 
 
-def _file_path(values: Values) -> str:
+def _file_path(ns: Partition, values: Values, elsewhere: Literal[1645, 1647]) -> str:
+    """Return the path of a file; ``elsewhere`` refuses what other partitions have."""
     location, name = values.text("filelocation"), values.text("filename")
-    if location not in FOLDERS:
-        raise NitroError(3440)
+    if location not in ns.folders:
+        raise NitroError(elsewhere if location in ns.box.folders else 3440)
     if "/" in name:
         raise NitroError(1097, "fileName", name)
     return f"{location}/{name}"
 
 
-def _file_row(ns: Appliance, path: str) -> Row:
+def _file_row(ns: Partition, path: str) -> Row:
     location, _, name = path.rpartition("/")
-    time = f"{ns.written_at.get(path, ns.saved_at):%c}"
+    time = f"{ns.box.written_at.get(path, ns.saved_at):%c}"
     return {
         "filename": name,
         "filelocation": location,
         "fileaccesstime": time,
         "filemodifiedtime": time,
-        "filesize": str(len(ns.files[path])),
+        "filesize": str(len(ns.box.files[path])),
     }
 
 
@@ -221,43 +118,42 @@ def _file_row(ns: Appliance, path: str) -> Row:
     dataclasses.replace(FILE_NAME, required=False),
     FILE_LOCATION,
 )
-def show_files(ns: Appliance, values: Values) -> list[Row]:
+def show_files(ns: Partition, values: Values) -> list[Row]:
     if "filename" in values:
-        if ns.variant.download == "name":
+        if ns.box.variant.download == "name":
             raise NitroError(1090, "filename")
         return _download(ns, values)
-    folder = _file_path(values)
-    return [
-        _file_row(ns, path) for path in sorted(ns.files) if path.rpartition("/")[0] + "/" == folder
-    ]
+    folder = _file_path(ns, values, 1647).removesuffix("/")
+    paths = [path for path in sorted(ns.box.files) if path.rpartition("/")[0] == folder]
+    return [_file_row(ns, path) for path in paths]
 
 
 @operation("systemfile", "get", "show system file", FILE_NAME, FILE_LOCATION)
-def show_file(ns: Appliance, values: Values) -> list[Row]:
-    if ns.variant.download == "args":
+def show_file(ns: Partition, values: Values) -> list[Row]:
+    if ns.box.variant.download == "args":
         raise NitroError(1240, "get")
     return _download(ns, values)
 
 
-def _download(ns: Appliance, values: Values) -> list[Row]:
-    path = _file_path(values)
-    if path not in ns.files:
-        if ns.variant.missing_file is None:
+def _download(ns: Partition, values: Values) -> list[Row]:
+    path = _file_path(ns, values, 1647)
+    if path not in ns.box.files:
+        if ns.box.variant.missing_file is None:
             return []
-        raise NitroError(ns.variant.missing_file)
-    content = ns.files[path]
+        raise NitroError(ns.box.variant.missing_file)
+    content = ns.box.files[path]
     if b"PRIVATE KEY" in content:
-        ns.private_keys_read.append(values.text("filename"))
+        ns.box.private_keys_read.append(values.text("filename"))
     encoded = base64.b64encode(content).decode()
     return [_file_row(ns, path) | {"filecontent": encoded, "fileencoding": "BASE64"}]
 
 
 @operation("systemfile", "delete", "rm system file", FILE_NAME, FILE_LOCATION)
-def delete_file(ns: Appliance, values: Values) -> None:
-    path = _file_path(values)
-    if path not in ns.files:
-        raise NitroError(ns.variant.missing_file or 3441)
-    del ns.files[path]
+def delete_file(ns: Partition, values: Values) -> None:
+    path = _file_path(ns, values, 1647)
+    if path not in ns.box.files:
+        raise NitroError(ns.box.variant.missing_file or 3441)
+    del ns.box.files[path]
 
 
 # keys and requests
@@ -274,9 +170,9 @@ KEY_FILE = Field("keyFile", "path", required=True, high=63)
     Field("exponent", choices=("F4",)),
     KEY_FORM,
 )
-def create_rsa_key(ns: Appliance, values: Values) -> None:
+def create_rsa_key(ns: Partition, values: Values) -> None:
     bits = values.number("bits", 0)
-    key = pooled_rsa_key(bits) if ns.key_pool else rsa.generate_private_key(65537, bits)
+    key = pooled_rsa_key(bits) if ns.box.key_pool else rsa.generate_private_key(65537, bits)
     ns.create(values.text("keyfile"), key_pem(key))
 
 
@@ -291,7 +187,7 @@ CURVES = {"P_256": ec.SECP256R1(), "P_384": ec.SECP384R1()}
     Field("curve", required=True, choices=tuple(CURVES)),
     KEY_FORM,
 )
-def create_ecdsa_key(ns: Appliance, values: Values) -> None:
+def create_ecdsa_key(ns: Partition, values: Values) -> None:
     curve = CURVES[values.text("curve")]
     ns.create(values.text("keyfile"), key_pem(ec.generate_private_key(curve)))
 
@@ -324,7 +220,7 @@ SUBJECT = {
     Field("digestMethod", choices=("SHA256",)),
     KEY_FORM,
 )
-def create_request(ns: Appliance, values: Values) -> None:
+def create_request(ns: Partition, values: Values) -> None:
     key = load_key(ns.read(values.text("keyfile")), 1639)
     builder = x509.CertificateSigningRequestBuilder().subject_name(_subject(values))
     if names := _alternatives(values.text("subjectaltname")):
@@ -370,9 +266,9 @@ def _alternative(entry: str) -> x509.GeneralName:
 # certificates
 
 
-def _check_name_length(ns: Appliance, name: str) -> None:
-    if len(name) > ns.variant.certkey_name_limit:
-        raise NitroError(1106, CERTKEY.cli, ns.variant.certkey_name_limit)
+def _check_name_length(ns: Partition, name: str) -> None:
+    if len(name) > ns.box.variant.certkey_name_limit:
+        raise NitroError(1106, CERTKEY.cli, ns.box.variant.certkey_name_limit)
 
 
 @operation(
@@ -387,7 +283,7 @@ def _check_name_length(ns: Appliance, name: str) -> None:
     PERIOD,
     LINK,
 )
-def add_certkey(ns: Appliance, values: Values) -> None:
+def add_certkey(ns: Partition, values: Values) -> None:
     """Add a certificate; a link that is given here is ignored, like by the product."""
     name, cert, key = values.text("certkey"), values.text("cert"), values.text("key")
     _check_name_length(ns, name)
@@ -410,7 +306,7 @@ def add_certkey(ns: Appliance, values: Values) -> None:
     PEM_ONLY,
     Field("noDomainCheck", "flag"),
 )
-def update_certkey(ns: Appliance, values: Values) -> None:
+def update_certkey(ns: Partition, values: Values) -> None:
     old = ns.certkey(values.text("certkey"))
     if not values.keys() & {"cert", "key"}:
         raise NitroError(1094)
@@ -423,16 +319,17 @@ def update_certkey(ns: Appliance, values: Values) -> None:
     if new.domains != old.domains and not values.flag("nodomaincheck"):
         raise NitroError(3585)
     broken = ns.running.broken_links(new)
-    if broken and ns.variant.update_link == "refuse":
+    if broken and ns.box.variant.update_link == "refuse":
         raise NitroError(1548)
     ns.running.put(new)
-    if ns.variant.update_link == "break":
+    _drop_misnamed(ns, new)
+    if ns.box.variant.update_link == "break":
         for certkey in broken:
             ns.running.put(dataclasses.replace(certkey, link=None))
 
 
 @operation("sslcertkey", "set", "set ssl certKey", CERTKEY, MONITOR, PERIOD)
-def set_certkey(ns: Appliance, values: Values) -> None:
+def set_certkey(ns: Partition, values: Values) -> None:
     old = ns.certkey(values.text("certkey"))
     monitor = values.text("expirymonitor") or old.expirymonitor
     period = values.number("notificationperiod", old.notificationperiod)
@@ -442,7 +339,7 @@ def set_certkey(ns: Appliance, values: Values) -> None:
 @operation(
     "sslcertkey", "link", "link ssl certKey", CERTKEY, dataclasses.replace(LINK, required=True)
 )
-def link_certkey(ns: Appliance, values: Values) -> None:
+def link_certkey(ns: Partition, values: Values) -> None:
     certkey, issuer = ns.certkey(values.text("certkey")), ns.certkey(values.text("linkcertkeyname"))
     if certkey.link:
         raise NitroError(273, "certkeyName", certkey.name)
@@ -456,7 +353,7 @@ def link_certkey(ns: Appliance, values: Values) -> None:
 
 
 @operation("sslcertkey", "unlink", "unlink ssl certKey", CERTKEY)
-def unlink_certkey(ns: Appliance, values: Values) -> None:
+def unlink_certkey(ns: Partition, values: Values) -> None:
     certkey = ns.certkey(values.text("certkey"))
     if not certkey.link:
         raise NitroError(1545)
@@ -464,7 +361,7 @@ def unlink_certkey(ns: Appliance, values: Values) -> None:
 
 
 @operation("sslcertkey", "delete", "rm ssl certKey", CERTKEY)
-def delete_certkey(ns: Appliance, values: Values) -> None:
+def delete_certkey(ns: Partition, values: Values) -> None:
     certkey = ns.certkey(values.text("certkey"))
     bound = any(binding.certkey == certkey.name for binding in ns.bindings)
     if bound or ns.running.linked_to(certkey.name):
@@ -472,10 +369,10 @@ def delete_certkey(ns: Appliance, values: Values) -> None:
     del ns.certkeys[certkey.name]
 
 
-def _certkey_row(ns: Appliance, certkey: CertKey) -> Row:
+def _certkey_row(ns: Partition, certkey: CertKey) -> Row:
     certificate = certkey.certificate
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    now, key = ns.clock(), public_key(certificate)
+    now, key = ns.box.clock(), public_key(certificate)
     row: Row = {
         "certkey": certkey.name,
         "cert": certkey.cert,
@@ -504,7 +401,7 @@ def _certkey_row(ns: Appliance, certkey: CertKey) -> Row:
     }
     if certkey.link:
         row["linkcertkeyname"] = certkey.link
-    if ns.tells_alternatives:
+    if ns.box.tells_alternatives:
         row["sandns"] = " ".join(sorted(certkey.dns_names))
         row["sanipadd"] = " ".join(sorted(certkey.addresses))
     return row
@@ -520,23 +417,23 @@ def _certificate_time(time: dt.datetime) -> str:
 
 
 @operation("sslcertkey", "get", "show ssl certKey", CERTKEY)
-def show_certkey(ns: Appliance, values: Values) -> list[Row]:
+def show_certkey(ns: Partition, values: Values) -> list[Row]:
     return [_certkey_row(ns, ns.certkey(values.text("certkey")))]
 
 
 @operation("sslcertkey", "list", "show ssl certKey")
-def show_certkeys(ns: Appliance, _: Values) -> list[Row]:
+def show_certkeys(ns: Partition, _: Values) -> list[Row]:
     return [_certkey_row(ns, certkey) for certkey in ns.certkeys.values()]
 
 
 @operation("sslcertlink", "list", "show ssl certLink")
-def show_links(ns: Appliance, _: Values) -> list[Row]:
+def show_links(ns: Partition, _: Values) -> list[Row]:
     linked = [certkey for certkey in ns.certkeys.values() if certkey.link]
     return [{"certkeyname": certkey.name, "linkcertkeyname": certkey.link} for certkey in linked]
 
 
 @operation("sslcertkey_sslvserver_binding", ["get", "list"], "show ssl certKey", CERTKEY)
-def show_virtual_servers(ns: Appliance, values: Values) -> list[Row]:
+def show_virtual_servers(ns: Partition, values: Values) -> list[Row]:
     name = ns.certkey(values.text("certkey")).name
     return [
         {"certkey": name, "servername": b.virtual_server, "ca": b.ca, "version": 3, "data": "0"}
@@ -546,7 +443,7 @@ def show_virtual_servers(ns: Appliance, values: Values) -> list[Row]:
 
 
 @operation("sslcertkey_binding", ["get", "list"], "show ssl certKey", CERTKEY)
-def show_certkey_bindings(ns: Appliance, values: Values) -> list[Row]:
+def show_certkey_bindings(ns: Partition, values: Values) -> list[Row]:
     rows = show_virtual_servers(ns, values)
     part = {"sslcertkey_sslvserver_binding": rows} if rows else {}
     return [{"certkey": values.text("certkey"), **part}]
@@ -565,11 +462,11 @@ def _register_virtual_servers(kind: str, resource: str) -> None:
     verb = f"show {resource.removesuffix('vserver')} vserver"
 
     @operation(resource, "list", verb)
-    def show_all(ns: Appliance, _: Values) -> list[Row]:
+    def show_all(ns: Partition, _: Values) -> list[Row]:
         return [_server_row(s) for s in ns.virtual_servers.values() if s.kind == kind]
 
     @operation(resource, "get", verb, Field("name", required=True, high=127))
-    def show_one(ns: Appliance, values: Values) -> list[Row]:
+    def show_one(ns: Partition, values: Values) -> list[Row]:
         server = ns.virtual_servers.get(values.text("name"))
         if server is None or server.kind != kind:
             raise NitroError(258, "name", values.text("name"))
@@ -586,12 +483,12 @@ def _tls_row(server: VirtualServer) -> Row:
 
 
 @operation("sslvserver", "get", "show ssl vserver", SERVER_NAME)
-def show_tls_server(ns: Appliance, values: Values) -> list[Row]:
+def show_tls_server(ns: Partition, values: Values) -> list[Row]:
     return [_tls_row(ns.tls_server(values.text("vservername")))]
 
 
 @operation("sslvserver", "list", "show ssl vserver")
-def show_tls_servers(ns: Appliance, _: Values) -> list[Row]:
+def show_tls_servers(ns: Partition, _: Values) -> list[Row]:
     return [_tls_row(server) for server in ns.virtual_servers.values() if server.has_tls]
 
 
@@ -608,7 +505,7 @@ REVOCATION = (
 @operation(
     BINDING, ["set", "add"], "bind ssl vserver", SERVER_NAME, BOUND_CERTKEY, SNI, CA, *REVOCATION
 )
-def bind_certificate(ns: Appliance, values: Values) -> None:
+def bind_certificate(ns: Partition, values: Values) -> None:
     """Bind a certificate; a default one takes the place of another of its key type."""
     server = ns.tls_server(values.text("vservername"))
     certkey = ns.certkey(values.text("certkeyname"))
@@ -622,8 +519,10 @@ def bind_certificate(ns: Appliance, values: Values) -> None:
         _check_ca(certkey)
     else:
         _check_server_certificate(certkey)
+    if new.sni and not server.sni:
+        raise NitroError(3627)
     if new.sni:
-        _check_sni(ns, server, certkey)
+        _check_names(ns, server.name, certkey)
     if not new.ca and not new.sni:
         _drop_default(ns, server, certkey.key_type)
     ns.bindings.append(new)
@@ -641,19 +540,30 @@ def _check_server_certificate(certkey: CertKey) -> None:
         raise NitroError(3827)
 
 
-def _check_sni(ns: Appliance, server: VirtualServer, certkey: CertKey) -> None:
-    if not server.sni:
-        raise NitroError(3627)
+def _check_names(ns: Partition, server: str, certkey: CertKey) -> None:
+    """Refuse names that an SNI certificate cannot have beside the others of a virtual server."""
     if not certkey.common_name:
         raise NitroError(3628)
-    for other in ns.running.bound(server.name, sni=True):
-        if other.common_name == certkey.common_name:
+    for other in ns.running.bound(server, sni=True):
+        rival = other.key_type == certkey.key_type or not ns.box.variant.sni_per_key_type
+        if not rival or other.name == certkey.name:
+            continue
+        if str(other.common_name).lower() == certkey.common_name.lower():
             raise NitroError(3629)
         if other.dns_names & certkey.dns_names:
             raise NitroError(1674)
 
 
-def _drop_default(ns: Appliance, server: VirtualServer, key_type: str) -> None:
+def _drop_misnamed(ns: Partition, certkey: CertKey) -> None:
+    """End the SNI bindings of an updated certificate whose names do not allow them any more."""
+    for binding in [b for b in ns.bindings if b.certkey == certkey.name and b.sni]:
+        try:
+            _check_names(ns, binding.virtual_server, certkey)
+        except NitroError:
+            ns.bindings.remove(binding)
+
+
+def _drop_default(ns: Partition, server: VirtualServer, key_type: str) -> None:
     for old in ns.running.bound(server.name):
         if old.key_type == key_type:
             ns.bindings.remove(Binding(server.name, old.name))
@@ -671,18 +581,18 @@ def _binding_row(binding: Binding) -> Row:
 
 
 @operation(BINDING, "get", "show ssl vserver", SERVER_NAME)
-def show_bindings(ns: Appliance, values: Values) -> list[Row]:
+def show_bindings(ns: Partition, values: Values) -> list[Row]:
     name = ns.tls_server(values.text("vservername")).name
     return [_binding_row(binding) for binding in ns.bindings if binding.virtual_server == name]
 
 
 @operation(BINDING, "list", "show ssl vserver", dataclasses.replace(SERVER_NAME, required=False))
-def show_all_bindings(ns: Appliance, _: Values) -> list[Row]:
+def show_all_bindings(ns: Partition, _: Values) -> list[Row]:
     return [_binding_row(binding) for binding in ns.bindings]
 
 
 @operation(BINDING, "delete", "unbind ssl vserver", SERVER_NAME, BOUND_CERTKEY, SNI, CA)
-def unbind_certificate(ns: Appliance, values: Values) -> None:
+def unbind_certificate(ns: Partition, values: Values) -> None:
     server = ns.tls_server(values.text("vservername"))
     name = ns.certkey(values.text("certkeyname")).name
     binding = Binding(server.name, name, values.flag("snicert"), values.flag("ca"))

@@ -2,9 +2,10 @@
 
 The order book (``Orders``) knows accounts, orders and certificates, and nothing of HTTP. ``Scm`` is
 an order book with an HTTPS server, the token endpoint and *fronts*: functions from Request to
-Response under a path: ``EnrollmentApi`` and, as ``Scm.admin``, the Admin API of ``scm_admin``. It
-is stricter than the product: whatever the documentation does not allow is refused. A test changes attributes of ``Scm``, of ``Account``
-and of ``Order`` at any time, lets the client act, and looks at ``orders`` and ``server.requests``.
+Response under a path, which are ``EnrollmentApi`` and, as ``Scm.admin``, that of ``scm_admin``. It
+is stricter than the product: whatever the documentation does not allow is refused. A test changes
+attributes of ``Scm``, of ``Account`` and of ``Order`` at any time, lets the client act, and looks
+at ``orders`` and ``server.requests``.
 
     with Scm() as scm:
         scm.add_client("id", "secret")
@@ -352,7 +353,7 @@ class Orders:
         return None if path is None else self.spoil(order, render(path, self.answer))
 
     def poll(self, order: Order) -> list[x509.Certificate] | None:
-        """Return the certificate and its issuers in their order, None as long as it is not there."""
+        """Return the certificate, its issuers after it; None as long as it is not there."""
         if order.status in TURNED_DOWN:
             raise ScmError(-169, order.why or order.status)
         if order.status == "Revoked":

@@ -1,0 +1,188 @@
+"""Keys and certificates of a simulated NetScaler, and the configuration that they make up."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID
+
+from simulators.nitro import NitroError
+
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
+
+
+def _rsa_keys(bits: int) -> Iterator[rsa.RSAPrivateKey]:
+    """Make keys cheaply: each pair out of a growing set of primes is a key of its own.
+
+    No two are the same; that they share primes makes them worthless outside of tests.
+    """
+    primes: list[int] = []
+    while True:
+        made = rsa.generate_private_key(65537, bits).private_numbers()
+        for q in (made.p, made.q):
+            for p in primes:
+                yield _rsa_key(p, q)
+            primes.append(q)
+
+
+def _rsa_key(p: int, q: int) -> rsa.RSAPrivateKey:
+    d = pow(65537, -1, (p - 1) * (q - 1))
+    crt = (rsa.rsa_crt_dmp1(d, p), rsa.rsa_crt_dmq1(d, q), rsa.rsa_crt_iqmp(p, q))
+    numbers = rsa.RSAPrivateNumbers(p, q, d, *crt, rsa.RSAPublicNumbers(65537, p * q))
+    return numbers.private_key(unsafe_skip_rsa_key_validation=True)
+
+
+_pool: dict[int, Iterator[rsa.RSAPrivateKey]] = {}
+_pool_lock = threading.Lock()
+
+
+def pooled_rsa_key(bits: int) -> rsa.RSAPrivateKey:
+    with _pool_lock:
+        return next(_pool.setdefault(bits, _rsa_keys(bits)))
+
+
+def key_pem(key: PrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
+
+
+def public_key(holder: PrivateKey | x509.Certificate) -> PublicKey:
+    key = holder.public_key()
+    if not isinstance(key, PublicKey):
+        raise NitroError(1536)
+    return key
+
+
+def load_key(pem: bytes, code: int) -> PrivateKey:
+    try:
+        key = serialization.load_pem_private_key(pem, None)
+    except (ValueError, TypeError):
+        raise NitroError(code) from None
+    if not isinstance(key, PrivateKey):
+        raise NitroError(code)
+    return key
+
+
+@dataclasses.dataclass(frozen=True)
+class CertKey:
+    """A certificate in the configuration; ``cert`` and ``key`` are the file names as given."""
+
+    name: str
+    cert: str
+    key: str
+    certificate: x509.Certificate
+    private_key: bytes = dataclasses.field(default=b"", repr=False)
+    link: str | None = None
+    expirymonitor: str = "ENABLED"
+    notificationperiod: int = 30
+
+    @property
+    def serial(self) -> str:
+        number = self.certificate.serial_number
+        return number.to_bytes((number.bit_length() + 7) // 8, "big").hex().upper()
+
+    @property
+    def pem(self) -> str:
+        return self.certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+    @property
+    def common_name(self) -> str | None:
+        found = self.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return str(found[0].value) if found else None
+
+    @property
+    def alternatives(self) -> x509.SubjectAlternativeName:
+        try:
+            kind = x509.SubjectAlternativeName
+            return self.certificate.extensions.get_extension_for_class(kind).value
+        except x509.ExtensionNotFound:
+            return x509.SubjectAlternativeName([])
+
+    @property
+    def dns_names(self) -> frozenset[str]:
+        names = self.alternatives.get_values_for_type(x509.DNSName)
+        return frozenset(name.lower() for name in names)
+
+    @property
+    def addresses(self) -> frozenset[str]:
+        return frozenset(map(str, self.alternatives.get_values_for_type(x509.IPAddress)))
+
+    @property
+    def domains(self) -> frozenset[str]:
+        common_name = {self.common_name.lower()} if self.common_name else set()
+        return self.dns_names | self.addresses | common_name
+
+    @property
+    def key_type(self) -> str:
+        return "RSA" if isinstance(public_key(self.certificate), rsa.RSAPublicKey) else "ECDSA"
+
+    @property
+    def is_ca(self) -> bool:
+        try:
+            kind = x509.BasicConstraints
+            return self.certificate.extensions.get_extension_for_class(kind).value.ca
+        except x509.ExtensionNotFound:
+            return False
+
+    def issued_by(self, issuer: CertKey) -> bool:
+        try:
+            self.certificate.verify_directly_issued_by(issuer.certificate)
+        except (ValueError, TypeError, InvalidSignature):
+            return False
+        return issuer.is_ca
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    virtual_server: str
+    certkey: str
+    sni: bool = False
+    ca: bool = False
+
+
+@dataclasses.dataclass
+class Configuration:
+    """What ``save`` saves and a reboot restores."""
+
+    certkeys: dict[str, CertKey] = dataclasses.field(default_factory=dict)
+    bindings: list[Binding] = dataclasses.field(default_factory=list)
+
+    def copy(self) -> Configuration:
+        return Configuration(dict(self.certkeys), list(self.bindings))
+
+    def put(self, certkey: CertKey) -> None:
+        self.certkeys[certkey.name] = certkey
+
+    def chain(self, certkey: CertKey) -> list[CertKey]:
+        """Follow the links, from the leaf."""
+        chain = [certkey]
+        while chain[-1].link and (issuer := self.certkeys[chain[-1].link]) not in chain:
+            chain.append(issuer)
+        return chain
+
+    def linked_to(self, name: str) -> list[CertKey]:
+        return [certkey for certkey in self.certkeys.values() if certkey.link == name]
+
+    def bound(self, server: str, *, sni: bool = False) -> list[CertKey]:
+        """Return the server certificates of a virtual server: the default ones or those of SNI."""
+        return [
+            self.certkeys[binding.certkey]
+            for binding in self.bindings
+            if binding.virtual_server == server and binding.sni == sni and not binding.ca
+        ]
+
+    def broken_links(self, changed: CertKey) -> list[CertKey]:
+        """Return the links from and to a certificate that are wrong after its change."""
+        issuer = self.certkeys[changed.link] if changed.link else None
+        wrong = [changed] if issuer and not changed.issued_by(issuer) else []
+        return wrong + [c for c in self.linked_to(changed.name) if not c.issued_by(changed)]

@@ -1,0 +1,626 @@
+"""The crash matrix: every request of a run goes wrong once, in every way; then it must converge.
+
+Requests are learned from a clean run, so none can be forgotten. After each fault the operator does
+what anybody would: runs again, or resolves an order whose outcome is unknown. Whatever happened,
+there is one order, the old certificate was served until the new one was, and nothing is left over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import itertools
+import pathlib
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from conftest import PROGRAM, Document, Lab, Outcome
+from simulators.netscaler import NetScaler, Variant
+from simulators.scm import Scm
+from simulators.server import Fault, HttpsServer, Request, Response
+from test_run import is_write
+
+SERVERS = {"vs_www": "load_balancing", "vs_gw": "gateway"}
+NAMES = ("example.com", "192.0.2.10")
+
+
+@contextlib.contextmanager
+def laboratory(folder: pathlib.Path, variant: Variant | None = None) -> Iterator[Lab]:
+    """A lab of its own: a test of the matrix needs many."""
+    with NetScaler(variant=variant) as appliance, Scm() as scm:
+        for name, kind in SERVERS.items():
+            appliance.add_virtual_server(name, kind)
+        folder.mkdir()
+        lab = Lab(folder, appliance, scm)
+        lab.accept()
+        yield lab
+        lab.check_secrets()
+        assert not appliance.private_keys_read
+
+
+def write_profile(lab: Lab, names: Sequence[str] = NAMES, timeout: int = 20) -> None:
+    lab.write_profile(
+        citrix=lab.citrix(timeout=timeout),
+        virtual_servers=[{"name": name, "type": kind} for name, kind in SERVERS.items()],
+        certificate=lab.certificate(subject_alternative_names=list(names)),
+    )
+    lab.write_scm(timeout=timeout)
+
+
+def servers_of(lab: Lab) -> dict[str, HttpsServer]:
+    return {"appliance": lab.appliance.server, "SCM": lab.scm.server}
+
+
+# What is presented, and how it may change
+
+
+@dataclasses.dataclass(frozen=True)
+class Presented:
+    """What a virtual server would present; ``whole``: with its intermediates, each by the next."""
+
+    serial: str
+    whole: bool
+
+
+def presented(lab: Lab, server: str) -> Presented | None:
+    bound = lab.appliance.running.bound(server)
+    if not bound:
+        return None
+    (certkey,) = bound
+    chain = lab.appliance.running.chain(certkey)
+    fits = all(below.issued_by(above) for below, above in itertools.pairwise(chain))
+    return Presented(certkey.serial, whole=fits and len(chain) == 3)
+
+
+class Watch:
+    """Notes what every virtual server would present, before and after every request."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self.history = {server: [presented(lab, server)] for server in SERVERS}
+        lab.appliance.server.before = self.look
+        lab.appliance.server.after = self.look
+        lab.scm.server.after = self.look
+
+    def look(self, _: Request) -> None:
+        for server, history in self.history.items():
+            if (now := presented(self._lab, server)) != history[-1]:
+                history.append(now)
+
+
+Stage = tuple[str, bool]
+"""``old`` or ``new``, and whether the chain is whole."""
+
+
+def follows(stages: Sequence[Stage], history: Sequence[Stage]) -> bool:
+    """Tell whether a history leaves out some stages at most, neither the first nor the last."""
+    ahead = iter(stages)
+    ends = (history[0], history[-1]) == (stages[0], stages[-1])
+    return ends and all(stage in ahead for stage in history)
+
+
+# Scenarios
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """A run: what was there before, the orders placed until then, and what may be presented."""
+
+    prepare: Callable[[Lab], None]
+    stages: Sequence[Stage]
+    orders: int = 0
+    variant: Variant = dataclasses.field(default_factory=Variant)
+
+
+def enrollment(lab: Lab) -> None:
+    """Nothing is there, not even the intermediates."""
+    write_profile(lab)
+
+
+def renewal(lab: Lab) -> None:
+    """A certificate of this program is due, and its successor has another issuer."""
+    write_profile(lab)
+    lab.scm.now = lambda: dt.datetime.now(dt.timezone.utc) - dt.timedelta(days=150)
+    assert lab("run").exit_code == 0
+    lab.scm.now = lambda: dt.datetime.now(dt.timezone.utc)
+    lab.scm.authority.generation = 37
+
+
+def replacement(lab: Lab) -> None:
+    """The names have changed since a renewal: there is a generation whose files must go."""
+    renewal(lab)
+    assert lab("run").exit_code == 0
+    write_profile(lab, ["new.example.com"])
+
+
+# The product drops a link to an issuer that is none any more: until the next request, the new
+# certificate is alone. Where it keeps the link, that points to the wrong issuer as long. Where it
+# refuses, the old certificate has to be unlinked first.
+SCENARIOS = {
+    "enrollment": Scenario(enrollment, [("", False), ("new", True)]),
+    "renewal": Scenario(renewal, [("old", True), ("new", False), ("new", True)], 1),
+    "replacement": Scenario(replacement, [("old", True), ("new", True)], 2),
+    "renewal, link stays": Scenario(
+        renewal, [("old", True), ("new", False), ("new", True)], 1, Variant(update_link="keep")
+    ),
+    "renewal, link refused": Scenario(
+        renewal,
+        [
+            ("old", True),
+            ("old", False),
+            ("old", True),
+            ("old", False),
+            ("new", False),
+            ("new", True),
+        ],
+        1,
+        Variant(update_link="refuse"),
+    ),
+}
+USUAL = ("enrollment", "renewal", "replacement")
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A request of a run: where it goes, its number there, and what it is."""
+
+    where: str
+    number: int
+    call: str
+
+
+def plain(call: str) -> str:
+    return re.sub(r"-\d{14}\.", "-TIME.", call)
+
+
+def points_since(lab: Lab, before: dict[str, int]) -> list[Point]:
+    return [
+        Point(where, number, plain(call))
+        for where, server in servers_of(lab).items()
+        for number, call in enumerate(server.calls(before[where]), 1)
+    ]
+
+
+def count_requests(lab: Lab) -> dict[str, int]:
+    return {where: len(server.requests) for where, server in servers_of(lab).items()}
+
+
+def learn(scenario: Scenario, folder: pathlib.Path) -> list[Point]:
+    """Return the requests of a clean run."""
+    with laboratory(folder / "clean", scenario.variant) as lab:
+        scenario.prepare(lab)
+        before = count_requests(lab)
+        trial = Trial(lab, scenario)
+        assert lab("run").exit_code == 0
+        points = points_since(lab, before)
+        trial.check()
+        return points
+
+
+# A trial: a fault, the operator, the assertions
+
+
+class Trial:
+    """One run that something happens to, and what must be true in the end."""
+
+    def __init__(self, lab: Lab, scenario: Scenario) -> None:
+        self.lab = lab
+        self._scenario = scenario
+        self._old = {p.serial for p in (presented(lab, server) for server in SERVERS) if p}
+        self._watch = Watch(lab)
+
+    def recover(self, error: Document | None) -> None:
+        """Do as an operator does; every step must succeed, but one may tell what is unknown."""
+        outcome = self.lab.json(*self._remedy(error))
+        if outcome.exit_code and (error is None or error["kind"] != "unknown_outcome"):
+            error = outcome.profile()["error"]
+            assert error["kind"] == "unknown_outcome", outcome.text
+            outcome = self.lab.json(*self._remedy(error))
+        assert outcome.exit_code == 0, outcome.text
+        assert outcome.profile()["warnings"] == []
+
+    def _remedy(self, error: Document | None) -> list[str]:
+        if error is None or error["kind"] != "unknown_outcome":
+            return ["run"]
+        placed = self.lab.scm.orders[self._scenario.orders :]
+        return ["enroll", *(["--cert-id", placed[0].cert_id] if placed else ["--force"]), "www"]
+
+    def check(self) -> None:
+        self._check_silence()
+        self._check_order()
+        self._check_history()
+        self._check_saved()
+        self._check_files()
+
+    def _check_silence(self) -> None:
+        asked = count_requests(self.lab)
+        outcome = self.lab("run")
+        assert (outcome.exit_code, outcome.text) == (0, "")
+        calls = [point.call for point in points_since(self.lab, asked)]
+        assert not [call for call in calls if is_write(call) and not call.endswith("/token")]
+
+    def _check_order(self) -> None:
+        placed = self.lab.scm.orders[self._scenario.orders :]
+        assert [order.status for order in placed] == ["Issued"]
+        assert placed[0].leaf is not None
+        serial = placed[0].leaf.serial_number
+        for server in SERVERS:
+            shown = presented(self.lab, server)
+            assert shown
+            assert (int(shown.serial, 16), shown.whole) == (serial, True)
+
+    def _check_history(self) -> None:
+        for history in self._watch.history.values():
+            stages = [self._stage(each) for each in history]
+            assert follows(self._scenario.stages, stages), stages
+
+    def _stage(self, shown: Presented | None) -> Stage:
+        if shown is None:
+            return "", False
+        return "old" if shown.serial in self._old else "new", shown.whole
+
+    def _check_saved(self) -> None:
+        assert self.lab.appliance.saved
+        before = [presented(self.lab, server) for server in SERVERS]
+        self.lab.appliance.reboot()
+        assert [presented(self.lab, server) for server in SERVERS] == before
+
+    def _check_files(self) -> None:
+        """Nothing is left on the appliance or in the state folder that has no use."""
+        record = self.lab.record()
+        known = [record["installed"], *([record["previous"]] if record["previous"] else [])]
+        wanted = {each[key] for each in known for key in ("key_file", "cert_file")}
+        names = {pathlib.PurePath(path).name for path in self.lab.appliance.files}
+        assert {name for name in names if not re.fullmatch(r"ca_\w+\.crt", name)} == wanted
+        assert len(known) == (2 if self._scenario.orders else 1)
+        state = {path.name for path in (self.lab.home / "state").iterdir()}
+        assert state == {"citrixagent.log", "eula.json", "lock", "profile-www.json"}
+
+
+# Faults
+
+
+def status(code: int, **headers: str) -> Response:
+    return Response(code, b"", {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def refuse(server: HttpsServer, number: int) -> None:
+    """Refuse connections from before a request on, until ``accept``."""
+    if number == len(server.requests) + 1:
+        server.refuse()
+    else:
+        server.refuse_after = number - 1
+
+
+def refuse_briefly(server: HttpsServer, number: int) -> None:
+    """Refuse connections for a moment: the next attempt gets through."""
+    first = number == len(server.requests) + 1
+    look = server.after
+
+    def soon(request: Request) -> None:
+        if look:
+            look(request)
+        if request.number == number - 1:
+            threading.Timer(0.3, server.accept).start()
+
+    server.after = soon
+    refuse(server, number)
+    if first:
+        threading.Timer(0.3, server.accept).start()
+
+
+def stall(server: HttpsServer, number: int) -> None:
+    """Do the work and answer too late."""
+    look = server.after
+
+    def late(request: Request) -> None:
+        if look:
+            look(request)
+        if request.number == number:
+            server.wait(1.5)
+
+    server.after = late
+
+
+def once(kind: str, response: Response | None = None) -> Callable[[HttpsServer, int], None]:
+    def arm(server: HttpsServer, number: int) -> None:
+        answer = response or Response(500)
+        server.faults.append(Fault(kind, number=number, response=answer, seconds=1.5))
+
+    return arm
+
+
+KINDS: dict[str, Callable[[HttpsServer, int], None]] = {
+    "down": refuse,
+    "stalled": stall,
+    "hang": once("hang"),
+    "refused": refuse_briefly,
+    "500": once("status"),
+    "503": once("status", status(503, Retry_After="1")),
+    "reset": once("reset"),
+    "lost": once("lost"),
+    "garbage": once("garbage"),
+    "garbled": once("garbled"),
+}
+SLOW = ("hang", "stalled")  # these wait for the program's own limit, so that is made a short one
+
+
+def failure_of(outcome: Outcome) -> Document | None:
+    """Return the error of the faulty run; it must be one of those that are expected."""
+    assert outcome.exit_code in {0, 1, 5}, outcome.text
+    assert "Traceback" not in outcome.text
+    error: Document | None = outcome.profile()["error"]
+    assert (error is not None) == (outcome.exit_code == 1)
+    assert not (error and "unexpected" in error["message"]), error
+    return error
+
+
+def try_fault(scenario: Scenario, point: Point, kind: str, folder: pathlib.Path) -> None:
+    """Run with one fault, recover, and check everything."""
+    with laboratory(folder, scenario.variant) as lab:
+        scenario.prepare(lab)
+        server = servers_of(lab)[point.where]
+        number = len(server.requests) + point.number
+        trial = Trial(lab, scenario)
+        if kind in SLOW:
+            lab_timeouts(lab, 1)
+        KINDS[kind](server, number)
+        error = failure_of(lab.json("run"))
+        sessions = len(lab.appliance.sessions)
+        lab_timeouts(lab, 20)
+        server.accept()
+        if kind != "down":
+            assert plain(str(server.requests[number - 1])) == point.call
+            assert sessions == 0 or point.call.endswith(("/login", "/logout"))
+        assert not any(fault.times for fault in server.faults)
+        trial.recover(error)
+        assert len(lab.appliance.sessions) == sessions
+        trial.check()
+
+
+def lab_timeouts(lab: Lab, seconds: int) -> None:
+    """Change the time limits of the program; the rest of the profile stays."""
+    path = lab.home / "profiles" / "www.yaml"
+    path.write_text(re.sub(r"timeout: \d+", f"timeout: {seconds}", path.read_text()))
+    lab.write_scm(timeout=seconds)
+
+
+@contextlib.contextmanager
+def case(*names: object) -> Iterator[None]:
+    """Say in a failure which case of the matrix it is about."""
+    try:
+        yield
+    except BaseException as error:
+        text = ", ".join(map(str, names))
+        raise AssertionError(f"{text}: {type(error).__name__}: {error}") from error
+
+
+def spread(points: Sequence[Point], number: int, offset: int) -> list[Point]:
+    """Return some of the points, evenly spread; another offset gives others."""
+    step = len(points) / number
+    return [points[int(index * step + offset) % len(points)] for index in range(number)]
+
+
+Try = Callable[[Scenario, Point, str, pathlib.Path], None]
+
+
+def run_matrix(
+    name: str, kind: str, try_one: Try, points: Sequence[Point], folder: pathlib.Path
+) -> None:
+    for index, point in enumerate(points):
+        with case(name, kind, point):
+            try_one(SCENARIOS[name], point, kind, folder / str(index))
+    print(f"\n{name}, {kind}: {len(points)} cases")
+
+
+BRIEF = [kind for kind in KINDS if kind not in {"down", "stalled"}]
+
+
+@pytest.mark.parametrize("kind", BRIEF)
+@pytest.mark.parametrize("name", USUAL)
+def test_a_sample_of_requests_goes_wrong(name: str, kind: str, tmp_path: pathlib.Path) -> None:
+    offset = BRIEF.index(kind) + len(BRIEF) * USUAL.index(name)
+    points = spread(learn(SCENARIOS[name], tmp_path), 3, offset)
+    run_matrix(name, kind, try_fault, points, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", USUAL)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_request_goes_wrong_in_every_way(
+    name: str, kind: str, tmp_path: pathlib.Path
+) -> None:
+    points = learn(SCENARIOS[name], tmp_path)
+    if kind == "down":  # 4 s each, and as many for the logout
+        points = points[::4]
+    if kind == "stalled":  # without work, it is a hang
+        points = [point for point in points if is_write(point.call)]
+    run_matrix(name, kind, try_fault, points, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["reset", "lost"])
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name not in USUAL])
+def test_every_request_goes_wrong_where_links_behave_otherwise(
+    name: str, kind: str, tmp_path: pathlib.Path
+) -> None:
+    run_matrix(name, kind, try_fault, learn(SCENARIOS[name], tmp_path), tmp_path)
+
+
+# A process that dies
+
+
+CRAMPED = """import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+del sys.argv[:2]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def start(lab: Lab, limit: int | None = None) -> subprocess.Popen[str]:
+    """Start a run as a process of its own; ``limit``: no file of it can grow beyond."""
+    cramped = [] if limit is None else ["-c", CRAMPED, str(limit)]
+    return subprocess.Popen(
+        [sys.executable, *cramped, str(PROGRAM), "--home", str(lab.home), "run", "--json"],
+        env={},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(lab: Lab, process: subprocess.Popen[str]) -> Outcome:
+    stdout, stderr = process.communicate(timeout=120)
+    lab.check_secrets(stdout + stderr)
+    return Outcome(process.returncode, stdout, stderr)
+
+
+@contextlib.contextmanager
+def at_request(
+    server: HttpsServer, number: int, moment: str, act: Callable[[], None]
+) -> Iterator[None]:
+    """Do something ``before`` or ``after`` the work of a request."""
+    look = getattr(server, moment)
+
+    def hook(request: Request) -> None:
+        if look:
+            look(request)
+        if request.number == number:
+            act()
+
+    setattr(server, moment, hook)
+    yield
+    setattr(server, moment, look)
+
+
+def try_kill(scenario: Scenario, point: Point, moment: str, folder: pathlib.Path) -> None:
+    """Kill the process around the work of a request, recover, and check everything."""
+    with laboratory(folder, scenario.variant) as lab:
+        scenario.prepare(lab)
+        server = servers_of(lab)[point.where]
+        number = len(server.requests) + point.number
+        trial = Trial(lab, scenario)
+        process = start(lab)
+
+        def kill() -> None:
+            process.kill()
+            process.wait()
+            raise ConnectionAbortedError
+
+        with at_request(server, number, moment, kill):
+            assert ended(lab, process).exit_code == -signal.SIGKILL
+        assert plain(str(server.requests[number - 1])) == point.call
+        trial.recover(None)
+        trial.check()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_at_a_sample_of_requests(moment: str, tmp_path: pathlib.Path) -> None:
+    points = spread(learn(SCENARIOS["renewal"], tmp_path), 2, 7)
+    run_matrix("renewal", moment, try_kill, points, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_killed_at_every_request(name: str, moment: str, tmp_path: pathlib.Path) -> None:
+    run_matrix(name, moment, try_kill, learn(SCENARIOS[name], tmp_path), tmp_path)
+
+
+# A disk that is full
+
+
+def check_full(lab: Lab, scenario: Scenario, outcome: Outcome) -> Document | None:
+    """Return the error: a clear one, and no order is lost with it."""
+    assert "Traceback" not in outcome.text, outcome.text
+    assert outcome.stderr == ""
+    document = outcome.document()
+    errors = [*document["errors"], *(each["error"] for each in document["profiles"])]
+    found: list[Document] = [error for error in errors if error]
+    assert bool(found) == bool(outcome.exit_code)
+    assert {error["kind"] for error in found} <= {"state"}, found
+    told = " ".join(error["message"] for error in found)
+    known = (lab.home / "state" / "profile-www.json").exists() and str(lab.record()["order"])
+    for order in lab.scm.orders[scenario.orders :]:
+        kept = lab.record()["installed"]
+        done = kept and kept["cert_id"] == order.cert_id
+        assert done or order.cert_id in told or order.cert_id in str(known)
+    return found[0] if found else None
+
+
+def try_full_disk(scenario: Scenario, point: Point, _: str, folder: pathlib.Path) -> None:
+    """From before a request on, nothing can be written any more."""
+    with laboratory(folder, scenario.variant) as lab:
+        scenario.prepare(lab)
+        server = servers_of(lab)[point.where]
+        number = len(server.requests) + point.number
+        trial = Trial(lab, scenario)
+        process = start(lab)
+
+        def fill() -> None:
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
+
+        with at_request(server, number, "before", fill):
+            outcome = ended(lab, process)
+        error = check_full(lab, scenario, outcome)
+        trial.recover(error)
+        trial.check()
+
+
+def test_a_disk_that_is_full_at_a_sample_of_requests(tmp_path: pathlib.Path) -> None:
+    points = spread(learn(SCENARIOS["renewal"], tmp_path), 3, 5)
+    run_matrix("renewal", "full", try_full_disk, points, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", USUAL)
+def test_a_disk_that_is_full_at_every_request(name: str, tmp_path: pathlib.Path) -> None:
+    run_matrix(name, "full", try_full_disk, learn(SCENARIOS[name], tmp_path), tmp_path)
+
+
+def learn_sizes(scenario: Scenario, folder: pathlib.Path) -> list[int]:
+    """Return the sizes that the record has on its way through a clean run."""
+    with laboratory(folder / "sizes", scenario.variant) as lab:
+        scenario.prepare(lab)
+        record, sizes = lab.home / "state" / "profile-www.json", set[int]()
+
+        def note(_: Request) -> None:
+            sizes.add(record.stat().st_size if record.exists() else 0)
+
+        for server in servers_of(lab).values():
+            server.before = note
+        assert lab("run").exit_code == 0
+        return sorted(sizes | {record.stat().st_size})
+
+
+def try_small_disk(scenario: Scenario, limit: int, folder: pathlib.Path) -> None:
+    with laboratory(folder, scenario.variant) as lab:
+        scenario.prepare(lab)
+        trial = Trial(lab, scenario)
+        error = check_full(lab, scenario, ended(lab, start(lab, limit)))
+        trial.recover(error)
+        trial.check()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "renewal",
+        *(pytest.param(name, marks=pytest.mark.long) for name in USUAL if name != "renewal"),
+    ],
+)
+def test_a_disk_with_room_for_a_part_of_the_record(name: str, tmp_path: pathlib.Path) -> None:
+    """Each size that the record grows to is one byte too many once."""
+    limits = sorted({0, 10, *(size - 1 for size in learn_sizes(SCENARIOS[name], tmp_path) if size)})
+    for limit in limits:
+        with case(name, "limit", limit):
+            try_small_disk(SCENARIOS[name], limit, tmp_path / str(limit))
+    print(f"\n{name}, small disk: {len(limits)} cases")
