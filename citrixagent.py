@@ -164,6 +164,7 @@ KEY_TYPES = ("RSA-2048", "RSA-3072", "RSA-4096", "ECDSA-P256", "ECDSA-P384")
 VIRTUAL_SERVER_KINDS = ("load_balancing", "gateway", "content_switching", "authentication")
 SSL_DIRECTORY = "/nsconfig/ssl"
 _STAMP = "-20260101000000.key"  # what the name of every file of an order ends like
+_SHORT_STAMP = "-tkq3zk0.key"  # the same where the path leaves less room
 _PATH_LIMIT = 63
 _CERTKEY_LIMIT = 31  # what every release takes; newer ones take 63
 _COMMON_NAME_LIMIT = 64  # X.520, ub-common-name
@@ -259,20 +260,27 @@ def split_host_port(text: str, default_port: int | None) -> tuple[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Appliance:
-    host: str
+    """How to reach an appliance: by one address, or by those of both nodes of an HA pair."""
+
+    hosts: tuple[str, ...]
     username: str
     password: Secret
     tls: Tls
     timeout: int
     ssl_directory: str
+    partition: str = ""
 
     @property
-    def address(self) -> tuple[str, int]:
+    def host(self) -> str:
+        return self.hosts[0]
+
+    @property
+    def addresses(self) -> frozenset[tuple[str, int]]:
         """Where it is reached: the same for two spellings of one host."""
-        return split_host_port(self.host, 443)
+        return frozenset(split_host_port(host, 443) for host in self.hosts)
 
 
-NO_APPLIANCE = Appliance("", "", Secret(""), Tls(), 60, "")
+NO_APPLIANCE = Appliance(("",), "", Secret(""), Tls(), 60, "")
 """Stands in where a file's appliance could not be read."""
 
 
@@ -281,6 +289,7 @@ class VirtualServer:
     name: str
     kind: str
     connect: tuple[str, int] | None
+    sni: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -392,19 +401,30 @@ def _construct_map(loader: Any, node: Any) -> Iterator[dict[Any, Any]]:  # noqa:
     data.update(loader.construct_mapping(node))
 
 
-def parse_yaml(text: str) -> object:
-    """Read one YAML document; ValueError says what is wrong and where, never the text itself."""
+def _load_yaml(loader: Any) -> object:  # noqa: ANN401 - yaml's loaders share no type
     import yaml
 
+    vars(loader)["yaml_constructors"] = {
+        **yaml.SafeLoader.yaml_constructors,
+        "tag:yaml.org,2002:int": _construct_int,
+        "tag:yaml.org,2002:timestamp": lambda _loader, _node: _NotPlain(),
+        "tag:yaml.org,2002:map": _construct_map,
+    }
+    return loader.get_single_data()
+
+
+def parse_yaml(text: str) -> object:
+    """Read one YAML document; ValueError says what is wrong and where, never the text itself.
+
+    The fast reader is tried first; what it refuses is read again by the one whose words are known.
+    """
+    import yaml
+
+    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    with contextlib.suppress(Exception):
+        return _load_yaml(fast(text))
     try:
-        loader = yaml.SafeLoader(text)
-        vars(loader)["yaml_constructors"] = {
-            **yaml.SafeLoader.yaml_constructors,
-            "tag:yaml.org,2002:int": _construct_int,
-            "tag:yaml.org,2002:timestamp": lambda _loader, _node: _NotPlain(),
-            "tag:yaml.org,2002:map": _construct_map,
-        }
-        return loader.get_single_data()
+        return _load_yaml(yaml.SafeLoader(text))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -682,8 +702,26 @@ def base_limit(directory: str) -> int:
 
     The appliance takes at most 63 characters for a file in a command, path included.
     """
-    path = "" if directory == SSL_DIRECTORY else f"{directory}/"
-    return min(_CERTKEY_LIMIT, _PATH_LIMIT - len(path) - len(_STAMP))
+    if directory == SSL_DIRECTORY:
+        return _CERTKEY_LIMIT
+    return min(_CERTKEY_LIMIT, _PATH_LIMIT - len(f"{directory}/{_SHORT_STAMP}"))
+
+
+def _base36(number: int) -> str:
+    digits = "0123456789abcdefghijklmnopqrstuvwxyz"
+    text = ""
+    while number:
+        number, digit = divmod(number, 36)
+        text = digits[digit] + text
+    return text
+
+
+def file_stem(certkey: str, directory: str, now: dt.datetime) -> str:
+    """Return the name, without its ending, of the files of an order that begins now."""
+    base = file_base(certkey, base_limit(directory))
+    if directory == SSL_DIRECTORY:
+        return f"{base}-{now:%Y%m%d%H%M%S}"
+    return f"{base}-{_base36(int(now.timestamp()))}"
 
 
 def _check_common_name(text: str) -> str:
@@ -834,20 +872,23 @@ def _parse_tls(section: Section) -> Tls:
 def parse_appliance(section: Section) -> Appliance:
     """Read a ``citrix:`` block."""
     if isinstance(section.value("host"), list):
-        section.problem("host", "two nodes of an HA pair are not supported by this version")
-        host = ""
+        hosts = section.texts("host", _check_host)
+        if len(set(hosts)) != 2:
+            section.problem("host", "must be one address, or a list of both nodes of an HA pair")
     else:
-        host = section.text("host", required=True, check=_check_host)
-    if section.given("partition"):
-        section.problem("partition", "admin partitions are not supported by this version")
-    section.value("partition")
+        hosts = (section.text("host", required=True, check=_check_host),)
+    partition = section.text("partition", limit=31)
+    if partition and not section.given("ssl_directory"):
+        text = "is missing: with citrix.partition it must be given, no default is right everywhere"
+        section.problem("ssl_directory", text)
     appliance = Appliance(
-        host=host,
+        hosts=hosts or ("",),
         username=section.text("username", required=True, limit=127),
         password=section.secret("password"),
         tls=_parse_tls(section),
         timeout=section.seconds("timeout", 60),
         ssl_directory=section.text("ssl_directory", SSL_DIRECTORY, check=_check_directory),
+        partition=partition,
     )
     section.close()
     return appliance
@@ -883,10 +924,9 @@ def _parse_virtual_servers(root: Section) -> tuple[VirtualServer, ...]:
             name=section.text("name", required=True, limit=127),
             kind=section.choice("type", VIRTUAL_SERVER_KINDS),
             connect=split_host_port(connect, None) if connect else None,
+            sni=section.flag("sni", default=False),
         )
-        if section.flag("sni", default=False):
-            section.problem("sni", "SNI certificates are not supported by this version")
-        if server.name and server.name in [other.name for other in servers]:
+        if server.name and (server.name, server.sni) in [(each.name, each.sni) for each in servers]:
             section.problem("name", f'the virtual server "{server.name}" stands twice')
         servers.append(server)
         section.close()
@@ -972,14 +1012,18 @@ def parse_profile(
 
 def twins(profiles: Iterable[Profile]) -> dict[str, str]:
     """Return, by profile, what is wrong where two profiles ask for one certkey on one appliance."""
-    owners: dict[tuple[tuple[str, int], str], set[str]] = {}
+    owners: dict[tuple[str, int, str, str], set[str]] = {}
     for profile in profiles:
-        if profile.appliance.host and profile.certkey:  # else it is broken already
-            owners.setdefault((profile.appliance.address, profile.certkey), set()).add(profile.name)
+        appliance = profile.appliance
+        if not (appliance.host and profile.certkey):
+            continue  # broken already
+        for host, port in appliance.addresses:
+            place = (host, port, appliance.partition, profile.certkey)
+            owners.setdefault(place, set()).add(profile.name)
     return {
         name: f'the certkey "{certkey}" on {host} is also that of '
         + ", ".join(sorted(names - {name}))
-        for ((host, _), certkey), names in owners.items()
+        for (host, _, _, certkey), names in owners.items()
         if len(names) > 1
         for name in names
     }
@@ -1265,6 +1309,8 @@ class Order:
     uploaded: bool = False
     replaces: Generation | None = None  # what the certkey held before
     restores: Generation | None = None  # no order at SCM: an earlier generation is put back
+    previous: str | None = None  # id at SCM of what is renewed or replaced
+    key_lost: bool = False  # the key is not on the appliance that is primary now
 
 
 @dataclasses.dataclass
@@ -1326,6 +1372,7 @@ class Plan:
     action: Action | None = None
     resumes: bool = False
     restores: Generation | None = None  # what a rollback puts back
+    replaces: str | None = None  # the order whose key was lost, instead of what is installed
     cert_id: str | None = None  # the operator's answer to an unknown outcome
     warnings: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
@@ -1563,16 +1610,6 @@ def _unplaced(profile: Profile, seen: Observed, order: Order, intent: Intent) ->
     return dataclasses.replace(plan, first=_next_step(order, seen), resumes=True)
 
 
-def _check_refused(profile: Profile, order: Order, intent: Intent) -> None:
-    """Let a new order be placed after a no only where somebody asks for it, or for another one."""
-    if intent.command == "run" and order.wish == wish_of(profile):
-        raise AgentError(
-            "declined",
-            f"{order.refused}: nothing is ordered again until the profile is edited or you run "
-            f"citrixagent.py enroll {profile.name}",
-        )
-
-
 def unknown_outcome_text(name: str, order: Order) -> str:
     """Say what is unknown and what the operator can do about it."""
     return (
@@ -1582,11 +1619,23 @@ def unknown_outcome_text(name: str, order: Order) -> str:
     )
 
 
-def _check_unknown_outcome(profile: Profile, seen: Observed, order: Order, *, forced: bool) -> None:
-    """Let a new order be placed only where the operator says so or the certificate would lapse."""
+def _check_anew(profile: Profile, seen: Observed, order: Order, intent: Intent) -> None:
+    """Let a new order be placed after a no, or after no answer, only with a reason.
+
+    After a no, somebody must ask for it, or for another one; after no answer, the operator must say
+    so, or the certificate be about to lapse.
+    """
+    if order.refused:
+        if intent.command == "run" and order.wish == wish_of(profile):
+            raise AgentError(
+                "declined",
+                f"{order.refused}: nothing is ordered again until the profile is edited or you run "
+                f"citrixagent.py enroll {profile.name}",
+            )
+        return
     left = seen.certificate.not_after - seen.now if seen.certificate else None
     lapsing = profile.auto_renew and left is not None and left < LAPSE
-    if not (lapsing or forced):
+    if not (lapsing or (intent.force and intent.command == "enroll")):
         raise AgentError("unknown_outcome", unknown_outcome_text(profile.name, order))
 
 
@@ -1603,24 +1652,28 @@ def _edited_text(profile: Profile, order: Order) -> str:
     )
 
 
+def _resume(order: Order, seen: Observed) -> Plan:
+    if order.key_lost:
+        reason = f"the key of order {order.cert_id} is not on this node"
+        return Plan(order.outcome, reason, Step.CREATE_KEY, "replace", replaces=order.cert_id)
+    return Plan(order.outcome, order.reason, _next_step(order, seen), resumes=True)
+
+
 def _placed(profile: Profile, seen: Observed, order: Order, intent: Intent) -> Plan | None:
     """Go on with an order that SCM has or may have; None where a new one is to be placed."""
     forced = intent.force and intent.command == "enroll"
     if order.restores:
-        return Plan(order.outcome, order.reason, _next_step(order, seen), resumes=True)
+        return _resume(order, seen)
     if seen.issued and profile.auto_renew and _due(profile, seen.issued, seen.now)[0]:
         return None  # it could not be put into service while it was fresh
-    if order.refused:
-        _check_refused(profile, order, intent)
+    if order.refused or order.cert_id is None:
+        _check_anew(profile, seen, order, intent)
         return None
-    if order.cert_id is None:
-        _check_unknown_outcome(profile, seen, order, forced=forced)
-        return None
-    if not _still_serves(profile, order) and not forced:
-        raise AgentError("state", _edited_text(profile, order))
     if forced and (order.failed or not _still_serves(profile, order)):
         return None
-    return Plan(order.outcome, order.reason, _next_step(order, seen), resumes=True)
+    if not _still_serves(profile, order):
+        raise AgentError("state", _edited_text(profile, order))
+    return _resume(order, seen)
 
 
 def _decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
@@ -1997,7 +2050,10 @@ _LOGIN_REFUSED = frozenset({354, 355, 384, 1025, 1045, 1046, 1047, 1244})
 _FORBIDDEN = frozenset({371, 2138})
 _SESSION_LOST = frozenset({444, 1027})
 _CROWDED = frozenset({445, 446})
-_BUSY = frozenset({293, 1461})
+_BUSY = frozenset({293, 1461, 3591})
+_CLUSTER_NODE = frozenset({1044, 1065, 1203})
+_FILE_MISSING = frozenset({1632, 1639, 1647})
+_PAGE = 1000  # rows
 _EXISTS = 273
 _NO_CERTKEY = 1540
 _NO_LINK = 1545
@@ -2017,9 +2073,19 @@ _REMEDIES: Mapping[int, str] = {
     1047: "log in to the appliance once and change the password",
     1067: "enable the SSL feature: enable ns feature SSL",
     1106: "choose a shorter certificate.name",
+    1203: "name the cluster IP address (CLIP) as host",
     1544: "a virtual server must be of a type that ends TLS, such as SSL",
+    1548: "the intermediate is not the issuer of the certificate",
     1642: "a file of that name is there already: the next run takes another name",
     1647: "a file is missing on the appliance or on the other node of its HA pair",
+    1674: "another SNI certificate there holds one of the names: unbind it first",
+    1677: "the links of the intermediates lead back to where they began: unlink one of them",
+    2755: "check citrix.partition",
+    3591: "another synchronization is running: the next run tries again",
+    3592: "look at the connection of the two nodes; the next run tries again",
+    3627: "enable it: set ssl vserver NAME -SNIEnable ENABLED",
+    3628: "SNI needs a common name",
+    3629: "another SNI certificate there holds one of the names: unbind it first",
     3585: "the certkey holds a certificate for another domain",
 }
 
@@ -2176,12 +2242,13 @@ class NetScaler:
     message, and what to do about it.
     """
 
-    def __init__(self, appliance: Appliance, link: Link) -> None:
+    def __init__(self, appliance: Appliance, host: str, link: Link) -> None:
+        self.host = host
         self._appliance = appliance
         self._link = link
-        self._transport = Transport(appliance.host, appliance.tls, appliance.timeout, link)
+        self._transport = Transport(host, appliance.tls, appliance.timeout, link)
         self._token = ""
-        self.release = ""
+        self._is_watched = False  # a node of an HA pair: its role is looked at before every write
 
     # Session
 
@@ -2196,6 +2263,11 @@ class NetScaler:
         if not self._token:
             raise self._error(0, "the login gave no session", 200, "login", "auth")
         self._link.redactor.add(self._token)
+        if self._appliance.partition:
+            name = self._appliance.partition
+            body = {"nspartition": {"partitionname": name}}
+            asked = f"switch ns partition {name}"
+            self._request("POST", "nspartition", asked, query="action=Switch", body=body)
 
     def logout(self) -> None:
         """End the session; whatever comes of it changes nothing any more."""
@@ -2210,20 +2282,43 @@ class NetScaler:
         """Return the release, such as ``13.1``; empty where it cannot be read from the answer."""
         rows = _rows(self._get("nsversion", "show ns version"), "nsversion")
         found = re.search(r"NS(\d+\.\d+)", str(rows[0].get("version"))) if rows else None
-        self.release = found[1] if found else ""
-        return self.release
+        return found[1] if found else ""
 
     def is_standby(self) -> bool:
+        """Tell whether this is a standby node; the role of one in a pair is watched from now on."""
         data = self._get("hanode", "stat HA node", root="stat")
         rows = _rows(data, "hanode")
         if not rows or str(rows[0].get("hacurstatus", "YES")).upper() == "NO":
             return False
+        self._is_watched = True
         return str(rows[0].get("hacurmasterstate", "Primary")).lower() == "secondary"
+
+    def is_cluster(self) -> bool:
+        rows = _rows(self._get("nsconfig", "show ns config"), "nsconfig")
+        return bool(rows) and str(rows[0].get("systemtype")).lower() == "cluster"
+
+    @property
+    def is_pair(self) -> bool:
+        return self._is_watched
+
+    def sync_files(self, *, cluster: bool = False) -> None:
+        """Copy the SSL files to the other nodes, which read them when the configuration changes."""
+        resource = "clusterfiles" if cluster else "hafiles"
+        asked = "sync cluster files ssl" if cluster else "sync HA files ssl"
+        body = {"mode": ["ssl"]}
+        self._patiently(lambda: self._write(resource, asked, body, action="sync"), _BUSY)
+
+    def sni_is_off(self, virtual_server: str) -> bool:
+        """Tell whether a virtual server takes no SNI; one with a profile is not known to."""
+        asked = f"show ssl vserver {virtual_server}"
+        rows = _rows(self._get("sslvserver", asked, name=virtual_server), "sslvserver")
+        row = rows[0] if rows else {}
+        return not row.get("sslprofile") and str(row.get("snienable", "")).upper() == "DISABLED"
 
     # Reading
 
     def certkeys(self) -> dict[str, CertKey]:
-        rows = _rows(self._get("sslcertkey", "show ssl certKey"), "sslcertkey")
+        rows = self._pages("sslcertkey", "show ssl certKey")
         return {row.name: row for row in map(_certkey, rows)}
 
     def certkey(self, name: str) -> CertKey | None:
@@ -2239,9 +2334,11 @@ class NetScaler:
     def bindings(self, virtual_server: str = "") -> list[Binding]:
         """Return the certificate bindings of one virtual server, or of all."""
         resource = "sslvserver_sslcertkey_binding"
-        query = "" if virtual_server else "bulkbindings=yes"
         asked = f"show ssl vserver {virtual_server}".strip()
-        data = self._get(resource, asked, name=virtual_server, query=query)
+        if virtual_server:
+            rows = _rows(self._get(resource, asked, name=virtual_server), resource)
+        else:
+            rows = self._pages(resource, asked, "bulkbindings=yes&")
         return [
             Binding(
                 virtual_server=str(row.get("vservername") or virtual_server),
@@ -2249,12 +2346,12 @@ class NetScaler:
                 sni=_is_true(row.get("snicert")),
                 ca=_is_true(row.get("ca")),
             )
-            for row in _rows(data, resource)
+            for row in rows
         ]
 
     def virtual_servers(self, kind: str) -> dict[str, VirtualServerRow]:
         resource = _RESOURCES[kind]
-        rows = _rows(self._get(resource, _SHOW[kind]), resource)
+        rows = self._pages(resource, _SHOW[kind])
         found = [
             VirtualServerRow(
                 name=str(row.get("name") or ""),
@@ -2313,7 +2410,7 @@ class NetScaler:
             self._write(resource, asked, body, action="create")
         except NitroError as error:
             if family == "ECDSA" and error.code in _UNKNOWN_OBJECT:
-                release = f"{self._appliance.host}: release {self.release or '?'}"
+                release = f"{self.host}: release {self.read_release() or '?'}"
                 text = f"{release} cannot create ECDSA keys: choose an RSA key_type"
                 raise AgentError("appliance", text) from None
             raise
@@ -2392,10 +2489,12 @@ class NetScaler:
             if error.code != _NO_LINK:
                 raise
 
-    def bind(self, virtual_server: str, certkey: str) -> None:
-        """Bind a certkey as the default certificate of its key type; already bound is fine."""
+    def bind(self, virtual_server: str, certkey: str, *, sni: bool) -> None:
+        """Bind a certkey, for SNI or as the default of its key type; already bound is fine."""
         resource = "sslvserver_sslcertkey_binding"
-        body = {"vservername": virtual_server, "certkeyname": certkey}
+        body: Document = {"vservername": virtual_server, "certkeyname": certkey}
+        if sni:
+            body["snicert"] = True
         asked = f"bind ssl vserver {virtual_server} -certkeyName {certkey}"
         try:
             self._request("PUT", resource, asked, body={resource: body})
@@ -2412,6 +2511,18 @@ class NetScaler:
         """Return how a file is named in a command: bare in the appliance's own SSL directory."""
         directory = self._appliance.ssl_directory
         return name if name.startswith("/") or directory == SSL_DIRECTORY else f"{directory}/{name}"
+
+    def _pages(self, resource: str, asked: str, query: str = "") -> list[Document]:
+        """Read a list, page by page; a server that gives it whole, whatever is asked, is fine."""
+        rows: list[Document] = []
+        number = 1
+        while True:
+            page_query = f"{query}pagesize={_PAGE}&pageno={number}"
+            page = _rows(self._get(resource, asked, query=page_query), resource)
+            rows += page
+            if len(page) != _PAGE or page == rows[-2 * _PAGE : -_PAGE]:
+                return rows
+            number += 1
 
     def _get(
         self, resource: str, asked: str, *, root: str = "config", name: str = "", query: str = ""
@@ -2444,7 +2555,9 @@ class NetScaler:
         query: str = "",
         body: Document | None = None,
     ) -> Document:
-        url = f"https://{self._appliance.host}/nitro/v1/{root}/{resource}"
+        if method != "GET" and self._is_watched and resource not in {"login", "logout"}:
+            self._check_role()
+        url = f"https://{self.host}/nitro/v1/{root}/{resource}"
         url += f"/{_twice(name)}" if name else ""
         url += f"?{query}" if query else ""
         try:
@@ -2455,6 +2568,11 @@ class NetScaler:
         # The session ended before the call was looked at: nothing was done yet.
         self.login()
         return self._send(method, url, asked, body)
+
+    def _check_role(self) -> None:
+        if self.is_standby():
+            text = f"{self.host} has become the standby node during this run"
+            raise AgentError("standby", f"{text}: the next run goes on at the other node")
 
     def _send(self, method: str, url: str, asked: str, body: Document | None) -> Document:
         headers = {"Accept": "application/json"}
@@ -2488,7 +2606,7 @@ class NetScaler:
     ) -> NitroError:
         remedy = _policy(asked) if code in _FORBIDDEN else _REMEDIES.get(code, "")
         number = f"NITRO {code}, HTTP {status}" if code else f"HTTP {status}"
-        text = f"{self._appliance.host}: {asked}: {message} ({number})"
+        text = f"{self.host}: {asked}: {message} ({number})"
         text += f": {remedy}" if remedy else ""
         return NitroError(kind or _nitro_kind(code, status), text, code=code, detail=message)
 
@@ -2531,8 +2649,8 @@ class Sectigo(Protocol):
         """
         ...
 
-    def order(self, profile: Profile, order: Order, previous: str | None, reason: str) -> str:
-        """Place an order and return its id; ``previous`` is that of what it renews or replaces.
+    def order(self, profile: Profile, order: Order, reason: str) -> str:
+        """Place an order and return its id.
 
         Raises UnknownOutcomeError where it may have been placed all the same; after any other
         AgentError nothing was ordered.
@@ -2834,8 +2952,8 @@ class EnrollmentApi:
     def prepare(self, _profile: Profile) -> None:
         self._channel.log_in()
 
-    def order(self, profile: Profile, order: Order, previous: str | None, reason: str) -> str:
-        path = "" if order.action == "enroll" else f"/{_part(previous or '')}/{order.action}"
+    def order(self, profile: Profile, order: Order, reason: str) -> str:
+        path = "" if order.action == "enroll" else f"/{_part(order.previous or '')}/{order.action}"
         body = _order_body(profile, order, reason)
         return _order_id(self._channel.place(path, body, order.action), "certId")
 
@@ -2915,11 +3033,11 @@ class AdminApi:
             text = f"the certificate type {wanted} of SCM does not take it"
             raise AgentError("config", f"{profile.name}: certificate.key_type: {text}")
 
-    def order(self, profile: Profile, order: Order, previous: str | None, reason: str) -> str:
+    def order(self, profile: Profile, order: Order, reason: str) -> str:
         if order.action == "enroll":
             body = _admin_enrollment(self._config, profile, order)
             return _order_id(self._channel.place("/enroll", body, "enroll"), "sslId")
-        before = _part(previous or "")
+        before = _part(order.previous or "")
         if order.action == "renew":
             data = self._channel.place(f"/renewById/{before}", {"csr": order.csr}, "renew")
             return _order_id(data, "sslId")
@@ -2930,7 +3048,7 @@ class AdminApi:
             "subjectAlternativeNames": _other_names(profile),
         }
         self._channel.place(f"/replace/{before}", body, "replace")
-        return previous or ""
+        return order.previous or ""
 
     def download(self, cert_id: str) -> bytes | None:
         accept = "application/octet-stream, */*;q=0.8"
@@ -3343,6 +3461,7 @@ class Home:
 _FIRST_POLL, _LONGEST_POLL = 1.0, 30.0  # seconds between two questions for one certificate
 _STATUS_EVERY = 5  # questions; the status tells what the certificate is waiting for
 _INTERMEDIATE_PREFIX = "ca_"
+_SOON = dt.timedelta(days=30)  # before an intermediate ends
 _STATUS_TEXTS = {
     "REQUESTED": "awaiting approval in SCM",
     "APPROVED": "approved, being issued by the CA",
@@ -3407,26 +3526,67 @@ def _holds(row: CertKey, certificate: Certificate) -> bool:
 class View:
     """What one appliance says, read once and kept in step with what this run writes."""
 
-    def __init__(self, appliance: Appliance, client: NetScaler) -> None:
+    def __init__(self, appliance: Appliance, link: Link) -> None:
         self.appliance = appliance
-        self.client = client
+        self.client = NetScaler(appliance, appliance.host, link)
         self.certkeys: dict[str, CertKey] = {}
-        self.bindings: list[Binding] = []
+        self._link = link
+        self._bindings: dict[str, list[Binding]] = {}
         self._virtual_servers: dict[str, dict[str, VirtualServerRow]] = {}
+        self._is_cluster: bool | None = None
+        self._is_synced = False
 
     def open(self, *, standby: bool = False) -> None:
-        """Log in and read what all profiles need; ``standby``: a standby node will do."""
+        """Log in to the primary and read what all profiles need; ``standby``: any node will do.
+
+        Of two nodes the first that is the primary is used.
+        """
+        failures: list[AgentError] = []
+        for host in self.appliance.hosts:
+            self.client = NetScaler(self.appliance, host, self._link)
+            try:
+                self._connect(standby=standby)
+            except AgentError as error:
+                self.close()
+                failures.append(error)
+            else:
+                break
+        else:
+            raise next((each for each in failures if each.kind != "standby"), failures[0])
+        self.certkeys = self.client.certkeys()
+        for binding in self.client.bindings():
+            self._bindings.setdefault(binding.virtual_server, []).append(binding)
+
+    def _connect(self, *, standby: bool) -> None:
         self.client.login()
-        release = self.client.read_release()
-        log.info("%s: NetScaler %s", self.appliance.host, release or "of unknown release")
         if not standby and self.client.is_standby():
             raise AgentError(
                 "standby",
-                f"{self.appliance.host} is the standby node of its HA pair: nothing was changed; "
-                "name the primary, or a SNIP with management access, as citrix.host",
+                f"{self.client.host} is the standby node of its HA pair: nothing was changed; name "
+                "the primary, both nodes, or a SNIP with management access, as citrix.host",
             )
-        self.certkeys = self.client.certkeys()
-        self.bindings = self.client.bindings()
+        log.info("%s: logged in", self.client.host)
+
+    def close(self) -> None:
+        self.client.logout()
+
+    def files_changed(self) -> None:
+        self._is_synced = False
+
+    def sync(self) -> None:
+        """Have the other nodes of a pair or cluster get the files, where they may lack one."""
+        if self._is_synced:
+            return
+        if self.client.is_pair:
+            self.client.sync_files()
+        elif self._in_cluster():
+            self.client.sync_files(cluster=True)
+        self._is_synced = True
+
+    def _in_cluster(self) -> bool:
+        if self._is_cluster is None:
+            self._is_cluster = self.client.is_cluster()
+        return self._is_cluster
 
     def refresh(self, certkey: str) -> CertKey | None:
         """Read one certkey again, after it was written."""
@@ -3452,19 +3612,25 @@ class View:
 
     def is_bound(self, server: VirtualServer, certkey: str) -> bool:
         return any(
-            binding.virtual_server == server.name
-            and binding.certkey == certkey
-            and not (binding.sni or binding.ca)
-            for binding in self.bindings
+            binding.certkey == certkey and binding.sni == server.sni and not binding.ca
+            for binding in self._bindings.get(server.name, ())
         )
+
+    def bindings_of(self, certkey: str) -> list[Binding]:
+        rows = [binding for found in self._bindings.values() for binding in found]
+        return [binding for binding in rows if binding.certkey == certkey]
+
+    def refresh_bindings(self, virtual_server: str) -> None:
+        """Read the bindings of one virtual server again, after they were written."""
+        self._bindings[virtual_server] = self.client.bindings(virtual_server)
 
     def bound_instead(self, server: VirtualServer, profile: Profile) -> str:
         """Return the certkey whose place on a virtual server the profile's would take."""
         family = profile.key_type.partition("-")[0]
-        for binding in self.bindings:
+        for binding in () if server.sni else self._bindings.get(server.name, ()):
             row = self.certkeys.get(binding.certkey)
-            default = binding.virtual_server == server.name and not (binding.sni or binding.ca)
-            if default and binding.certkey != profile.certkey and row and row.key_family == family:
+            other = binding.certkey != profile.certkey and not (binding.sni or binding.ca)
+            if other and row and row.key_family == family:
                 return binding.certkey
         return ""
 
@@ -3477,16 +3643,36 @@ class View:
         if row is None:
             raise AgentError(
                 "appliance",
-                f'{self.appliance.host} has no {kind} virtual server "{server.name}": check name '
+                f'{self.client.host} has no {kind} virtual server "{server.name}": check name '
                 "and type under virtual_servers",
             )
         if not row.ends_tls():
             raise AgentError(
                 "appliance",
-                f'the {kind} virtual server "{server.name}" on {self.appliance.host} is of type '
+                f'the {kind} virtual server "{server.name}" on {self.client.host} is of type '
                 f"{row.service_type}, which holds no certificate: name one of type SSL",
             )
         return row
+
+    def check_sni(self, server: VirtualServer) -> None:
+        """Refuse a virtual server that would refuse an SNI certificate, before one is ordered."""
+        if server.sni and self.client.sni_is_off(server.name):
+            raise AgentError(
+                "appliance",
+                f'SNI is not enabled on the virtual server "{server.name}" of {self.client.host}: '
+                f'set ssl vserver "{server.name}" -SNIEnable ENABLED',
+            )
+
+    def expiring(self, certkey: str, now: dt.datetime) -> Iterator[str]:
+        """Say which intermediates above a certkey have expired or soon will."""
+        passed: list[str] = []
+        row = self.certkeys.get(certkey)
+        while row and row.link and row.link not in passed:
+            passed.append(row.link)
+            row = self.certkeys.get(row.link)
+            if row and row.not_after and row.not_after - now <= _SOON:
+                done = "expired" if row.not_after <= now else "expires"
+                yield f"the intermediate {row.name} {done} at {iso(row.not_after)}"
 
     def files_in_use(self) -> set[str]:
         files = [file for row in self.certkeys.values() for file in (row.cert_file, row.key_file)]
@@ -3538,7 +3724,7 @@ def read_installed(view: View, row: CertKey) -> Certificate:
             return found
     if told := from_row(row):
         return told
-    host = view.appliance.host
+    host = view.client.host
     raise AgentError("appliance", f"{host}: the certificate of {row.name} cannot be read")
 
 
@@ -3555,7 +3741,6 @@ class Work:
             profile.name, profile.appliance.host, profile.certkey, notices=list(profile.notices)
         )
         self._view = view
-        self._client = view.client
         self._scm = scm
         self._run = run
         self._record = Record(profile.name)
@@ -3565,10 +3750,15 @@ class Work:
         self._polls = 0
         self._agreed = run.intent.force
 
+    @property
+    def _client(self) -> NetScaler:
+        return self._view.client
+
     # Planning
 
     def plan(self) -> None:
         """Observe and decide; what is left to do is kept."""
+        self.result.appliance = self._client.host
         self._record = self._run.store.load(self.profile.name)
         self._close_order()
         self._look_for_order()
@@ -3578,16 +3768,22 @@ class Work:
         self.result.reason = self._plan.reason
         self.result.warnings += self._plan.warnings
         self.result.notices += self._plan.notices
+        self.result.warnings += self._view.expiring(self.profile.certkey, seen.now)
         log.info("%s: %s: %s", self.profile.name, self._plan.outcome, self._plan.reason)
         if seen.unbound and self._todo:
-            for server in self.profile.virtual_servers:
-                self._view.virtual_server(server)
+            self._check_virtual_servers()
         if not self._run.dry_run:
             self._begin()
         elif self._todo:
             self.result.outcome = "planned"
             self.result.steps = [step.value for step in self._todo]
             self._todo = []
+
+    def _check_virtual_servers(self) -> None:
+        for server in self.profile.virtual_servers:
+            self._view.virtual_server(server)
+            if not self._view.is_bound(server, self.profile.certkey):
+                self._view.check_sni(server)
 
     def _begin(self) -> None:
         """Put the plan on record: an order that is gone on with, a new one, or one given up."""
@@ -3783,15 +3979,15 @@ class Work:
         except NitroError as error:
             self._check_own(error)
         order.key_created = True
+        self._view.files_changed()
         self._remember()
 
     def _new_order(self, action: Action) -> Order:
         """Return a new order, with file names that nothing remembered uses."""
-        now = utc_now()
-        limit = base_limit(self.profile.appliance.ssl_directory)
-        base = file_base(self.profile.certkey, limit)
+        now, installed = utc_now(), self._record.installed
+        directory = self.profile.appliance.ssl_directory
         used = " ".join(self._remembered_files())
-        while (stem := f"{base}-{now:%Y%m%d%H%M%S}") in used:
+        while (stem := file_stem(self.profile.certkey, directory, now)) in used:
             now += dt.timedelta(seconds=1)
         return Order(
             action=action,
@@ -3805,6 +4001,7 @@ class Work:
             csr_file=f"{stem}.csr",
             cert_file=f"{stem}.crt",
             replace_bound=self._run.intent.force,
+            previous=self._plan.replaces or (installed.cert_id if installed else None),
         )
 
     def _restoring_order(self, old: Generation) -> Order:
@@ -3846,7 +4043,7 @@ class Work:
             self._check_own(error)
         pem = self._client.read_file(order.csr_file)
         if pem is None:
-            text = f"{self.profile.appliance.host}: the CSR {order.csr_file} is not there"
+            text = f"{self._client.host}: the CSR {order.csr_file} is not there"
             raise AgentError("appliance", text)
         try:
             order.csr = check_csr(pem, self.profile)
@@ -3856,6 +4053,10 @@ class Work:
             self._delete_litter()
             raise
         self._remember()
+        if self._client.is_pair:
+            # A key that is paid for must not be on one node only.
+            self._view.files_changed()
+            self._view.sync()
 
     def _check_own(self, error: NitroError) -> None:
         """Go on where a file is there already because an earlier run was cut off; else raise.
@@ -3895,13 +4096,11 @@ class Work:
 
     def _place(self, order: Order) -> str:
         """Send an order; what is on disk before and after tells the next run what may exist."""
-        installed = self._record.installed
-        previous = installed.cert_id if installed else None
         self._scm.prepare(self.profile)
         order.sent = iso(utc_now())
         self._remember()
         try:
-            return self._scm.order(self.profile, order, previous, self._run.intent.reason)
+            return self._scm.order(self.profile, order, self._run.intent.reason)
         except UnknownOutcomeError as error:
             text = f"{error.message}: {unknown_outcome_text(self.profile.name, order)}"
             raise AgentError("unknown_outcome", text) from None
@@ -3960,6 +4159,15 @@ class Work:
     def fail(self, error: AgentError) -> None:
         """Take note of a failure: an order that cannot be used may be given up with --force."""
         order = self._record.order
+        if (
+            order
+            and order.cert_id
+            and isinstance(error, NitroError)
+            and error.code in _FILE_MISSING
+        ):
+            # What is missing is uploaded again; if that was done already, it is the key.
+            order.key_lost = not order.restores and Step.UPLOAD.value in self.result.steps
+            order.uploaded = bool(order.restores)
         if order and order.cert_id and error.kind in {"mismatch", "rejected", "appliance"}:
             order.failed = self._run.link.redactor.hide(error.message)
             with contextlib.suppress(AgentError):
@@ -3984,14 +4192,19 @@ class Work:
 
     def _upload(self) -> None:
         order = self._current
-        self._ensure_issuers()
         self._client.upload(order.cert_file, self._chain[0].pem.encode())
+        self._view.files_changed()
+        self._ensure_issuers()
         order.uploaded = True
         self._remember()
 
     def _ensure_issuers(self) -> list[CertKey]:
         """Have every intermediate there, linked to the next; return them, nearest first."""
         rows: list[CertKey] = []
+        for certificate in self._chain[1:]:
+            if not self._view.find(certificate):
+                self._client.upload(self._intermediate_file(certificate), certificate.pem.encode())
+                self._view.files_changed()
         for certificate in reversed(self._chain[1:]):
             row = self._view.find(certificate) or self._add_intermediate(certificate)
             if rows and not row.link:
@@ -4003,15 +4216,19 @@ class Work:
 
     def _add_intermediate(self, certificate: Certificate) -> CertKey:
         name = intermediate_name(certificate)
-        self._client.upload(f"{name}.crt", certificate.pem.encode())
+        self._view.sync()
         self._touch()
         try:
-            self._client.add_certkey(name, f"{name}.crt")
+            self._client.add_certkey(name, self._intermediate_file(certificate))
         except NitroError as error:
             if error.code != _EXISTS:
                 raise
             name = same_content(error) or name
         return self._read_back(name, certificate)
+
+    def _intermediate_file(self, certificate: Certificate) -> str:
+        limit = base_limit(self.profile.appliance.ssl_directory)
+        return f"{shorten(intermediate_name(certificate), limit)}.crt"
 
     def _read_back(self, name: str, certificate: Certificate, link: str = "") -> CertKey:
         """Return a certkey as the appliance has it now, if that is what was written."""
@@ -4023,7 +4240,7 @@ class Work:
             wrong = f"the link {row.link or 'nothing'} instead of {link}"
         else:
             return row
-        host = self.profile.appliance.host
+        host = self._client.host
         raise AgentError("appliance", f"{host}: the certkey {name}, read back, holds {wrong}")
 
     def _touch(self) -> None:
@@ -4035,6 +4252,7 @@ class Work:
         order, leaf = self._current, self._chain[0]
         row = self._view.certkeys.get(self.profile.certkey)
         self._record.unverified = self.profile.handshake != "off"
+        self._view.sync()
         self._touch()
         if row is None:
             self._add()
@@ -4133,11 +4351,10 @@ class Work:
         certkey = self.profile.certkey
         self._view.virtual_server(server)
         self._touch()
-        self._client.bind(server.name, certkey)
-        others = [each for each in self._view.bindings if each.virtual_server != server.name]
-        self._view.bindings = others + self._client.bindings(server.name)
+        self._client.bind(server.name, certkey, sni=server.sni)
+        self._view.refresh_bindings(server.name)
         if not self._view.is_bound(server, certkey):
-            host = self.profile.appliance.host
+            host = self._client.host
             text = f"{host}: {server.name} does not list the certkey {certkey} after the binding"
             raise AgentError("appliance", text)
 
@@ -4270,10 +4487,9 @@ class Crew:
     """The profiles of one appliance: one session, two passes, one save."""
 
     def __init__(self, appliance: Appliance, profiles: Sequence[Profile], run: Run) -> None:
-        self.address = appliance.address
+        self.addresses = appliance.addresses
         self._run = run
-        self._client = NetScaler(appliance, run.link)
-        self._view = View(appliance, self._client)
+        self._view = View(appliance, run.link)
         scm = connect_to_scm(run.config, run.tokens, run.link)
         self._works = [Work(profile, self._view, scm, run) for profile in profiles]
         self.results = [work.result for work in self._works]
@@ -4286,7 +4502,7 @@ class Crew:
             for work in self._works:
                 work.interrupt()
         finally:
-            self._client.logout()
+            self._view.close()
 
     def _handle(self) -> None:
         self._view.open()
@@ -4358,13 +4574,23 @@ class Crew:
             self._guarded(touched, functools.partial(self._save_for, touched))
 
     def _save_for(self, works: Sequence[Work]) -> None:
-        self._client.save()
+        self._view.client.save()
         for work in works:
             work.saved()
 
 
+def _by_address(crews: Iterable[Crew]) -> list[list[Crew]]:
+    """Group the crews that share an address: they reach one appliance in different ways."""
+    groups: list[list[Crew]] = []
+    for crew in crews:
+        shared = [group for group in groups if any(crew.addresses & o.addresses for o in group)]
+        groups = [group for group in groups if group not in shared]
+        groups.append([*(member for group in shared for member in group), crew])
+    return groups
+
+
 def _run_in_turn(crews: Iterable[Crew]) -> None:
-    """Run crews whose profiles reach one appliance in different ways, one after another."""
+    """Run the crews of one appliance one after another: its writes are never in parallel."""
     for crew in crews:
         crew.run()
 
@@ -4382,11 +4608,8 @@ def run_all(profiles: Sequence[Profile], run: Run, jobs: int) -> list[Result]:
     An interruption ends it early: what was not finished says so in its result.
     """
     crews = [Crew(appliance, members, run) for appliance, members in by_appliance(profiles).items()]
-    at_one_address: dict[tuple[str, int], list[Crew]] = {}
-    for crew in crews:
-        at_one_address.setdefault(crew.address, []).append(crew)
     with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
-        for done in [pool.submit(_run_in_turn, group) for group in at_one_address.values()]:
+        for done in [pool.submit(_run_in_turn, group) for group in _by_address(crews)]:
             done.result()
     results = [result for crew in crews for result in crew.results]
     return sorted(results, key=lambda result: result.profile)
@@ -4582,22 +4805,28 @@ class _UtcFormatter(logging.Formatter):
         return self._redactor.hide(super().format(record))
 
 
-@contextlib.contextmanager
-def _logging(level: int, redactor: Redactor, log_file: pathlib.Path | None) -> Iterator[None]:
-    """Send the log to stderr, as far as asked for, and to a file that is rotated."""
+def _log_to(file: pathlib.Path) -> logging.Handler:
     import logging.handlers
 
+    file.touch(mode=0o600)
+    return logging.handlers.RotatingFileHandler(
+        file, maxBytes=_LOG_SIZE, backupCount=_LOG_FILES, encoding="utf-8"
+    )
+
+
+@contextlib.contextmanager
+def _logging(level: int, redactor: Redactor, log_file: pathlib.Path | None) -> Iterator[None]:
+    """Send the log to stderr, as far as asked for, and to a file that is rotated.
+
+    A log that cannot be written stops nothing.
+    """
+    logging.raiseExceptions = False
     handlers: list[logging.Handler] = []
     if level:
         handlers.append(logging.StreamHandler())
         handlers[0].setLevel(logging.DEBUG if level > 1 else logging.INFO)
-    if log_file:
-        log_file.touch(mode=0o600)
-        handlers.append(
-            logging.handlers.RotatingFileHandler(
-                log_file, maxBytes=_LOG_SIZE, backupCount=_LOG_FILES, encoding="utf-8"
-            )
-        )
+    with contextlib.suppress(OSError):
+        handlers += [_log_to(log_file)] if log_file else []
     log.setLevel(logging.DEBUG if level > 1 else logging.INFO)
     log.propagate = False
     for handler in handlers:
@@ -4608,7 +4837,8 @@ def _logging(level: int, redactor: Redactor, log_file: pathlib.Path | None) -> I
     finally:
         for handler in handlers:
             log.removeHandler(handler)
-            handler.close()
+            with contextlib.suppress(OSError):
+                handler.close()
 
 
 def ask_for_agreement(agreement: str) -> bool:
@@ -4776,7 +5006,7 @@ def main(context: click.Context, home: pathlib.Path | None, verbosity: int) -> N
 @click.option(
     "--jobs",
     type=click.IntRange(1, 64),
-    default=8,
+    default=16,
     show_default=True,
     metavar="N",
     help="Appliances handled at the same time.",
@@ -4866,10 +5096,10 @@ def _certificate_document(
     row = view.certkeys.get(certkey)
     record = records[profile.name] if profile else Record("")
     certificate = _listed_certificate(view, row, record) if row else None
-    bound = [binding for binding in view.bindings if binding.certkey == certkey]
+    bound = view.bindings_of(certkey)
     order = record.order
     return {
-        "appliance": view.appliance.host,
+        "appliance": view.client.host,
         "certkey": certkey,
         **_certificate_fields(certificate),
         "virtual_servers": [{"name": each.virtual_server, "sni": each.sni} for each in bound],
@@ -4888,8 +5118,7 @@ def _certificate_document(
 def _list_appliance(
     session: Session, appliance: Appliance, profiles: Sequence[Profile], show_all: bool
 ) -> list[Document]:
-    client = NetScaler(appliance, session.link)
-    view = View(appliance, client)
+    view = View(appliance, session.link)
     owners = {profile.certkey: profile for profile in profiles}
     try:
         view.open(standby=True)
@@ -4897,7 +5126,7 @@ def _list_appliance(
         records = {profile.name: session.store.load(profile.name) for profile in profiles}
         return [_certificate_document(view, name, owners.get(name), records) for name in names]
     finally:
-        client.logout()
+        view.close()
 
 
 def _table_row(each: Document) -> tuple[str, ...]:

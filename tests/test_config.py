@@ -253,14 +253,26 @@ CITRIX: Table = [
     ("underscore", {"host": "ns_1.example.com"}, f"citrix.host: {NAME}"),
     ("not an address", {"host": "192.0.2.300"}, f"citrix.host: {NAME}"),
     (
-        "two nodes",
-        {"host": ["ns1.example.com", "ns2.example.com"]},
-        "citrix.host: two nodes of an HA pair are not supported by this version",
+        "one node in a list",
+        {"host": ["ns1.example.com"]},
+        "citrix.host: must be one address, or a list of both nodes of an HA pair",
+    ),
+    (
+        "one node twice",
+        {"host": ["ns1.example.com", "ns1.example.com"]},
+        "citrix.host: must be one address, or a list of both nodes of an HA pair",
+    ),
+    (
+        "a node with a scheme",
+        {"host": ["ns1.example.com", "https://ns2.example.com"]},
+        "citrix.host[1]: must be host or host:port, without a scheme or a path\n"
+        "citrix.host: must be one address, or a list of both nodes of an HA pair",
     ),
     (
         "partition",
         {"partition": "tenant-a"},
-        "citrix.partition: admin partitions are not supported by this version",
+        "citrix.ssl_directory: is missing: with citrix.partition it must be given, no default is "
+        "right everywhere",
     ),
     (
         "long user",
@@ -382,11 +394,6 @@ SERVER_ROWS: Table = [
         f'virtual_servers[0].type: {KIND}: did you mean "load_balancing"?',
     ),
     ("list for type", {"type": ["gateway"]}, f"virtual_servers[0].type: {KIND}"),
-    (
-        "sni",
-        {"sni": True},
-        "virtual_servers[0].sni: SNI certificates are not supported by this version",
-    ),
     ("text for sni", {"sni": "true"}, f"virtual_servers[0].sni: {FLAG}"),
     (
         "no port",

@@ -16,7 +16,7 @@ from simulators.server import Fault, HttpsServer, Request, Response
 from test_run import install_own, is_write, serial_of
 
 POLICY = (
-    r"^(show ns version|stat HA node|show (lb|vpn|cs|authentication) vserver|show ssl (certKey|"
+    r"^(show ns config|stat HA node|show (lb|vpn|cs|authentication) vserver|show ssl (certKey|"
     r"vserver)|create ssl (rsakey|ecdsakey|certReq)|(add|rm|show) system file|(add|update|link|"
     r"unlink) ssl certKey|bind ssl vserver|save ns config)"
 )
@@ -63,7 +63,7 @@ def test_a_wrong_password_is_tried_once(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("denied", "pattern"),
     [
-        ("show ns version", r"^show\s+ns\s+version(\s|$)"),
+        ("show ns config", r"^show\s+ns\s+config(\s|$)"),
         ("stat HA node", r"^stat\s+HA\s+node(\s|$)"),
         ("show ssl certKey", r"^show\s+ssl\s+certKey(\s|$)"),
         ("show ssl vserver", r"^show\s+ssl\s+vserver(\s|$)"),

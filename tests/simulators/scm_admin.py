@@ -278,11 +278,12 @@ def number(query: Mapping[str, str], key: str, default: int, largest: int = 2**3
 
 def names_of(body: Mapping[str, Any], csr: x509.CertificateSigningRequest) -> list[str] | None:
     """Return the names that a replacement asks for, None for those it had."""
-    common = [body["commonName"]] if "commonName" in body else []
-    if not set(common) <= set(csr_names(csr)[0] or common):
-        raise ScmError(-138, f"its common name is not {common[0]}")
+    wanted = [body["commonName"]] if "commonName" in body else []
+    common = csr_names(csr)[0]
+    if wanted and common and wanted[0] not in common:
+        raise ScmError(-138, f"its common name is not {wanted[0]}")
     listed = body.get("subjectAlternativeNames")
-    return None if listed is None else [*common, *listed]
+    return None if listed is None else [*wanted, *listed]
 
 
 # The product's matching of texts is not documented; a client must cope with more than it asked for.

@@ -1,0 +1,285 @@
+"""A year in the life of 20 certificates: short terms, a run every night, one request in 20 fails.
+
+The clock of program and simulators is moved; TLS is checked by OpenSSL against the real time, so
+everything with a management certificate is made before the clock moves.
+"""
+
+from __future__ import annotations
+
+import collections
+import datetime as dt
+import itertools
+import pathlib
+import random
+import re
+import threading
+from collections.abc import Iterator
+
+import pytest
+import time_machine
+from conftest import PASSWORD, Document, Lab, Outcome
+from simulators.netscaler import NetScaler
+from simulators.scm import Order
+from simulators.server import Fault, HttpsServer, Request, Response
+
+NIGHTS = 365
+PROFILES = 20
+TERM = 46  # days
+WINDOW = dt.timedelta(days=TERM) / 3
+RATE = 0.05
+SEED = 20261123
+NEVER_LEFT = dt.timedelta(days=6)
+
+# Kinds and how often they are chosen; what costs the time of a whole limit is rare.
+FAULTS = {
+    "reset": 20,
+    "lost": 20,
+    "garbage": 20,
+    "garbled": 20,
+    "500": 20,
+    "503": 10,
+    "refused": 10,
+    "hang": 2,
+    "down": 1,
+}
+ANSWERS = {"500": Response(500), "503": Response(503, b"", {"Retry-After": "1"})}
+
+
+class Weather:
+    """Lets a share of the requests to a server go wrong."""
+
+    def __init__(self, server: HttpsServer, seed: int) -> None:
+        self.server = server
+        self.fair = False
+        self.fired: collections.Counter[str] = collections.Counter()
+        self._chance = random.Random(seed)
+        self._opener = threading.Timer(0, server.accept)
+        server.before = self._maybe
+
+    def _maybe(self, request: Request) -> None:
+        if self.fair or self._chance.random() >= RATE:
+            return
+        (kind,) = self._chance.choices(list(FAULTS), list(FAULTS.values()))
+        self.fired[kind] += 1
+        if kind in {"refused", "down"}:
+            self.server.refuse_after = request.number
+            if kind == "refused":
+                self._opener = threading.Timer(0.3, self.server.accept)
+                self._opener.start()
+            return
+        response = ANSWERS.get(kind, Response(500))
+        name = "status" if kind in ANSWERS else kind
+        self.server.faults = [Fault(name, request.number, response=response, seconds=2.5)]
+
+    def clear(self) -> None:
+        if self._opener.ident:
+            self._opener.join()
+        self.server.accept()
+        self.server.faults.clear()
+
+
+class Year:
+    """The appliances, the nights and the operator."""
+
+    def __init__(self, lab: Lab, appliances: list[NetScaler], seed: int) -> None:
+        self.lab = lab
+        self.appliances = appliances
+        servers = [lab.scm.server, *(appliance.server for appliance in appliances)]
+        self.weather = [Weather(server, seed + index) for index, server in enumerate(servers)]
+        self.chance = random.Random(seed)
+        self.nights = self.quiet_nights = self.resolved = 0
+        self.unknown: set[str] = set()
+        self._open = True
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(path.stem for path in (self.lab.home / "profiles").glob("*.yaml"))
+
+    def add_profile(self, number: int) -> None:
+        appliance = self.appliances[number % len(self.appliances)]
+        name = f"p{number:02}"
+        appliance.add_virtual_server(f"vs_{name}", "load_balancing")
+        self.lab.write_profile(
+            name,
+            citrix=self.lab.citrix(host=appliance.host, timeout=2),
+            virtual_servers=[{"name": f"vs_{name}", "type": "load_balancing"}],
+            certificate=self.lab.certificate(
+                common_name=f"{name}.example.com", subject_alternative_names=None
+            ),
+            enrollment={"max_wait": 0},
+        )
+
+    def night(self, *, fair: bool = False) -> None:
+        """Let cron run, then look at everything."""
+        self.lab.scm.issue_after = self.chance.choice((0, 0, 1, 2))
+        for weather in self.weather:
+            weather.fair = fair
+        if self._open or self.unknown or self._due():
+            self._work("run")
+        else:
+            self._quiet_night()
+        self.nights += 1
+        self.check_expiry()
+        self.check_files()
+
+    def _quiet_night(self) -> None:
+        """Let cron run where there is nothing to do: without faults, it says nothing."""
+        before = self._fired()
+        outcome = self._command("run")
+        self._open = outcome.text != ""
+        if self._fired() == before:
+            assert (outcome.exit_code, outcome.text) == (0, ""), outcome.text
+            self.quiet_nights += 1
+
+    def morning(self) -> None:
+        """Let the operator resolve what is unknown since the night."""
+        for name in sorted(self.unknown):
+            found = self._placed(name)
+            answer = ["--cert-id", found[-1].cert_id] if found else ["--force"]
+            self._work("enroll", *answer, name)
+            self.resolved += name not in self.unknown
+
+    def _placed(self, name: str) -> list[Order]:
+        """Return the orders that SCM has since the one whose outcome is unknown."""
+        sent = self.lab.record(name)["order"]["sent"]
+        return [
+            order
+            for order in self.orders(name)
+            if f"{order.placed:%Y-%m-%dT%H:%M:%SZ}" >= str(sent)
+        ]
+
+    def orders(self, name: str) -> list[Order]:
+        return [o for o in self.lab.scm.orders if o.names[0] == f"{name}.example.com"]
+
+    def _command(self, *command: str) -> Outcome:
+        outcome = self.lab(*command)
+        for weather in self.weather:
+            weather.clear()
+        assert outcome.exit_code in {0, 1, 5}, outcome.text
+        assert "unexpected" not in outcome.text, outcome.text
+        return outcome
+
+    def _work(self, *command: str) -> None:
+        """Run a command; note whose order is unknown, and whether anything was done or is open."""
+        results: list[Document] = self._command(*command, "--json").document()["profiles"]
+        kinds = {each["profile"]: (each["error"] or {}).get("kind") for each in results}
+        self.unknown -= {name for name, kind in kinds.items() if kind is None}
+        self.unknown |= {name for name, kind in kinds.items() if kind == "unknown_outcome"}
+        calm = all(each["outcome"] == "unchanged" and not each["warnings"] for each in results)
+        self._open = command != ("run",) or not calm
+
+    def _fired(self) -> int:
+        return sum(weather.fired.total() for weather in self.weather)
+
+    def leaves(self) -> Iterator[tuple[NetScaler, str, dt.datetime]]:
+        """Yield every bound certificate's end."""
+        for appliance in self.appliances:
+            for binding in list(appliance.bindings):
+                certkey = appliance.certkeys[binding.certkey]
+                yield appliance, certkey.name, certkey.certificate.not_valid_after_utc
+
+    def _due(self) -> bool:
+        now = dt.datetime.now(dt.timezone.utc)
+        bound = {name: end for _, name, end in self.leaves()}
+        soon = now + WINDOW + dt.timedelta(minutes=10)
+        return any(name not in bound or bound[name] < soon for name in self.names)
+
+    def check_expiry(self) -> None:
+        now = dt.datetime.now(dt.timezone.utc)
+        late = [(name, end) for _, name, end in self.leaves() if end - now < NEVER_LEFT]
+        assert not late, (self.nights, late)
+
+    def check_files(self) -> None:
+        """Every file on an appliance is one that some record knows: none is forgotten."""
+        records = [self.lab.record(name) for name in self.names if self._has_record(name)]
+        known = {file for record in records for file in files_of(record)}
+        there = {pathlib.PurePath(path).name for each in self.appliances for path in each.files}
+        own = {name for name in there if not re.fullmatch(r"ca_\w+\.crt", name)}
+        assert own <= known, (self.nights, own - known)
+
+    def _has_record(self, name: str) -> bool:
+        return (self.lab.home / "state" / f"profile-{name}.json").exists()
+
+
+def files_of(record: Document) -> set[str]:
+    parts = [record["installed"], record["previous"], record["order"]]
+    keys = ("key_file", "cert_file", "csr_file")
+    named = {part[key] for part in parts if part for key in keys if key in part}
+    return named | set(record["litter"])
+
+
+@pytest.fixture
+def year(lab: Lab) -> Iterator[Year]:
+    with NetScaler() as second:
+        second.add_user("citrixagent", PASSWORD)
+        lab.write_scm(timeout=2)
+        lab.scm.account.term = TERM
+        made = Year(lab, [lab.appliance, second], SEED)
+        yield made
+        assert not second.private_keys_read
+        for appliance in made.appliances:
+            appliance.sessions.clear()  # lost log-ins and log-outs leave some
+
+
+@pytest.mark.long
+def test_a_year_of_short_lived_certificates(year: Year) -> None:
+    with time_machine.travel(dt.datetime.now(dt.timezone.utc), tick=True) as clock:
+        for number in range(NIGHTS):
+            if number % 2 == 0 and number // 2 < PROFILES:
+                year.add_profile(number // 2)
+            year.night()
+            for appliance in year.appliances:
+                appliance.sessions.clear()  # they end by themselves
+            clock.shift(dt.timedelta(hours=8))
+            year.morning()
+            year.check_expiry()
+            clock.shift(dt.timedelta(hours=16))
+            year.check_expiry()
+        for _ in range(4):
+            year.night(fair=True)
+            year.morning()
+            clock.shift(dt.timedelta(days=1))
+        check_end(year)
+
+
+def check_end(year: Year) -> None:
+    assert not year.unknown
+    assert year.lab("run").exit_code in {0, 5}
+    assert all(appliance.saved for appliance in year.appliances)
+    for name in year.names:
+        check_orders(year, name)
+    check_state_folder(year)
+    fired = sum((weather.fired for weather in year.weather), collections.Counter[str]())
+    asked = sum(len(weather.server.requests) for weather in year.weather)
+    print(
+        f"\n{year.nights} nights, {asked} requests, {fired.total()} faults {dict(fired)}, "
+        f"{len(year.lab.scm.orders)} orders, {year.resolved} resolved by the operator, "
+        f"{year.quiet_nights} nights without work and faults"
+    )
+    assert fired.keys() == FAULTS.keys()
+    assert year.resolved
+    assert year.quiet_nights > 10
+
+
+def check_orders(year: Year, name: str) -> None:
+    """One order per window, and every one was used."""
+    orders = year.orders(name)
+    appliance = next(each for each in year.appliances if f"vs_{name}" in each.virtual_servers)
+    served = [int(serial, 16) for serial in appliance.virtual_servers[f"vs_{name}"].served]
+    issued = [order.leaf.serial_number for order in orders if order.leaf]
+    assert served == issued
+    assert len(orders) - len(issued) <= 1
+    for before, after in itertools.pairwise(orders):
+        assert before.leaf
+        left = before.leaf.not_valid_after_utc - after.placed
+        assert NEVER_LEFT < left <= WINDOW, (name, left)
+
+
+def check_state_folder(year: Year) -> None:
+    sizes = {path.name: path.stat().st_size for path in (year.lab.home / "state").iterdir()}
+    records = {name for name in sizes if name.startswith("profile-")}
+    assert records == {f"profile-{name}.json" for name in year.names}
+    assert all(sizes[name] < 40_000 for name in records)
+    rest = {name for name in sizes.keys() - records if not name.startswith("citrixagent.log")}
+    assert rest == {"eula.json", "lock"}
+    assert sum(sizes.values()) < 7_000_000
