@@ -3207,18 +3207,18 @@ class Store:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise AgentError("state", f"{path}: {error.strerror}") from None
-        with os.fdopen(descriptor, "r+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise AgentError(
-                    "locked", f"another run is active: {file.read().strip()}"
-                ) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with contextlib.suppress(OSError):  # the lock holds on a full disk as well
-                file.truncate(0)
-                file.write(f"process {os.getpid()}, {command}, since {iso(utc_now())}\n")
-                file.flush()
+                os.ftruncate(descriptor, 0)
+                holder = f"process {os.getpid()}, {command}, since {iso(utc_now())}\n"
+                os.pwrite(descriptor, holder.encode(), 0)
             yield
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+            raise AgentError("locked", f"another run is active: {holder}") from None
+        finally:
+            os.close(descriptor)
 
     # Agreement
 

@@ -23,7 +23,9 @@ NOW = dt.datetime(2026, 11, 23, 2, 0, tzinfo=dt.timezone.utc)
 def profile(names: tuple[str, ...] = NAMES, key_type: str = "ECDSA-P256") -> agent.Profile:
     return agent.Profile(
         name="www",
-        appliance=agent.Appliance(("ns1",), "u", agent.Secret("p"), agent.Tls(), 60, "/nsconfig/ssl"),
+        appliance=agent.Appliance(
+            ("ns1",), "u", agent.Secret("p"), agent.Tls(), 60, "/nsconfig/ssl"
+        ),
         virtual_servers=(agent.VirtualServer("vs", "gateway", None),),
         certkey="www",
         subject=agent.Subject(names[0], "Example Ltd", "", "", "England", "GB", ""),

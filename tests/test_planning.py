@@ -1,12 +1,15 @@
-"""The one decision: a table of situations, boundaries to the second, the law of the pipeline."""
+"""The one decision: the table of the README, boundaries to the second, the law of the pipeline."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from test_certificates import NAMES, NOW, profile
 
 import citrixagent as agent
@@ -14,18 +17,24 @@ from citrixagent import Intent, Observed, Order, Record, Step
 
 DAY = dt.timedelta(days=1)
 SECOND = dt.timedelta(seconds=1)
+RUN = Intent()
 ENROLL = Intent("enroll")
 FORCE = Intent("enroll", force=True)
+RENEW = Intent("renew")
+REPLACE = Intent("replace")
+ROLL_BACK = Intent("rollback")
+ADOPT = Intent("enroll", cert_id="9")
+NEW_KEY = Step.CREATE_KEY
 
 
 def certificate(
-    left: dt.timedelta = 100 * DAY, lifetime: dt.timedelta = 198 * DAY
+    left: dt.timedelta = 100 * DAY, lifetime: dt.timedelta = 198 * DAY, serial: str = "A1"
 ) -> agent.Certificate:
     end = NOW + left
     return agent.Certificate(
         pem="",
         fingerprint="",
-        serial="A1",
+        serial=serial,
         subject="",
         issuer="",
         common_name=NAMES[0],
@@ -57,450 +66,773 @@ def order(**changes: Any) -> Order:
     return dataclasses.replace(made, **changes)
 
 
-PLACED = {"key_created": True, "csr": "CSR", "sent": "2026-11-22T02:00:00Z"}
-
-
 def seen(record: Record | None = None, **changes: Any) -> Observed:
     managed = Record("www", installed=generation())
     made = Observed(now=NOW, record=record or managed, certificate=certificate())
     return dataclasses.replace(made, **changes)
 
 
+def record(**changes: Any) -> Record:
+    return dataclasses.replace(Record("www", installed=generation()), **changes)
+
+
 def with_order(**changes: Any) -> Record:
-    return Record("www", installed=generation(), order=order(**changes))
+    return record(order=order(**changes))
 
 
 def other(**changes: Any) -> agent.Profile:
     return dataclasses.replace(profile(), **changes)
 
 
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """What is seen and asked, and what is then planned."""
+
+    outcome: str
+    action: str | None = None
+    first: Step | None = None
+    found: Observed = dataclasses.field(default_factory=seen)
+    intent: Intent = RUN
+    wanted: agent.Profile = dataclasses.field(default_factory=profile)
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """What is seen and asked, and the words with which it is refused."""
+
+    kind: str
+    words: str
+    found: Observed = dataclasses.field(default_factory=seen)
+    intent: Intent = RUN
+    wanted: agent.Profile = dataclasses.field(default_factory=profile)
+
+
 OTHER_NAMES = ("www.example.com", "new.example.com")
-CHANGED = Record("www", installed=generation(names=["www.example.com"]))
+OTHER_SUBJECT = other(subject=dataclasses.replace(profile().subject, organization="Other"))
+NOT_RENEWED = other(auto_renew=False)
+NOTHING = seen(Record("www"), certificate=None)
+NOT_OURS = Record("www")
+ADOPTED = record(installed=generation(cert_id=None, ours=False))
+CHANGED = record(installed=generation(names=["www.example.com"]))
+CREATED = {"key_created": True, "csr": "CSR"}
+PLACED = {**CREATED, "sent": "2026-11-22T02:00:00Z"}
+UNSENT = with_order(**CREATED)
 UNKNOWN = with_order(**PLACED)
-REFUSED = with_order(**PLACED, cert_id="7", refused="order 7 was declined in SCM")
-PENDING = with_order(**PLACED, cert_id="7")
+WAITS = {**PLACED, "cert_id": "7"}
+PENDING = with_order(**WAITS)
+REFUSED = with_order(**WAITS, refused="order 7 was declined in SCM")
+FAILED = with_order(**WAITS, failed="a name is missing")
+ISSUED = {**WAITS, "pem": "PEM", "serial": "B2"}
+UPLOADED = {**ISSUED, "uploaded": True}
+NEW = certificate(serial="B2")
+OLD = generation("A0", pem="PEM")
+WITH_PREVIOUS = record(previous=OLD)
+RESTORES = {**CREATED, "outcome": "rolled_back", "cert_id": "5", "pem": "PEM", "serial": "A0"}
+RESTORES |= {"uploaded": True, "restores": OLD}
+RESTORING = record(previous=OLD, order=order(**RESTORES))
+ROLLED_BACK = record(rolled_back=True)
 DUE = certificate(66 * DAY)
 LAPSING = certificate(7 * DAY - SECOND)
+TAKEN: dict[str, Any] = {"unbound": ("vs",), "conflicts": ("vs is taken",)}
 
-# situation: (profile, what is seen, what is asked) -> outcome, action, first step
-PLANS: dict[str, tuple[agent.Profile, Observed, Intent, str, str | None, Step | None]] = {
-    "nothing installed": (
-        profile(),
-        seen(Record("www"), certificate=None),
-        Intent(),
-        "enrolled",
-        "enroll",
-        Step.CREATE_KEY,
-    ),
-    "all is well": (profile(), seen(), Intent(), "unchanged", None, None),
-    "revoked by somebody": (
-        profile(),
-        seen(revoked=True),
-        Intent(),
-        "enrolled",
-        "enroll",
-        Step.CREATE_KEY,
-    ),
-    "names differ": (profile(), seen(CHANGED), Intent(), "replaced", "replace", Step.CREATE_KEY),
-    "names differ, enroll": (
-        other(on_change="enroll"),
-        seen(CHANGED),
-        Intent(),
-        "enrolled",
-        "enroll",
-        Step.CREATE_KEY,
-    ),
-    "names differ, not ours": (
-        other(names=OTHER_NAMES),
-        seen(Record("www")),
-        Intent(),
-        "enrolled",
-        "enroll",
-        Step.CREATE_KEY,
-    ),
-    "key type differs": (
-        other(key_type="RSA-2048"),
-        seen(),
-        Intent(),
+# The first cells of the README's decision table, in its order; to each, one or more cases.
+SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
+    "enroll --cert-id: no order is open": {
+        "": Refused("state", "has no open order", intent=ADOPT),
+        "no CSR": Refused(
+            "state", "has no key here", seen(with_order(key_created=True)), intent=ADOPT
+        ),
+    },
+    "enroll --cert-id: the order is issued already": {
+        "": Refused("state", "order 7 of www is issued already", seen(with_order(**ISSUED)), ADOPT),
+    },
+    "enroll --cert-id": {
+        "unknown": Planned("enrolled", None, Step.COLLECT, seen(UNKNOWN), ADOPT),
+        "a renewal": Planned(
+            "renewed",
+            None,
+            Step.COLLECT,
+            seen(with_order(**PLACED, action="renew", outcome="renewed")),
+            ADOPT,
+        ),
+        "a replacement, declined": Planned(
+            "replaced",
+            None,
+            Step.COLLECT,
+            seen(with_order(**WAITS, action="replace", outcome="replaced", refused="x")),
+            ADOPT,
+        ),
+    },
+    "rollback: an earlier one was cut off": {
+        "": Planned("rolled_back", None, Step.INSTALL, seen(RESTORING), ROLL_BACK),
+    },
+    "rollback: an order is open at SCM": {
+        "waits": Refused("state", "order 7 is open", seen(PENDING), ROLL_BACK),
+        "unknown": Refused("state", "order of unknown outcome is open", seen(UNKNOWN), ROLL_BACK),
+    },
+    "rollback: there is nothing to put back": {
+        "": Refused("state", "there is no previous certificate", intent=ROLL_BACK),
+        "installed by others": Refused(
+            "state",
+            "there is no previous certificate",
+            seen(WITH_PREVIOUS, certificate=NEW),
+            ROLL_BACK,
+        ),
+        "not on the appliance": Refused(
+            "state",
+            "there is no previous certificate",
+            seen(WITH_PREVIOUS, certificate=None),
+            ROLL_BACK,
+        ),
+        "not known": Refused(
+            "state",
+            "is not known well enough",
+            seen(record(previous=generation("A0"))),
+            ROLL_BACK,
+        ),
+    },
+    "rollback": {
+        "": Planned("rolled_back", None, Step.INSTALL, seen(WITH_PREVIOUS), ROLL_BACK),
+        "an order was not sent": Planned(
+            "rolled_back",
+            None,
+            Step.INSTALL,
+            seen(record(previous=OLD, order=order(**CREATED))),
+            ROLL_BACK,
+        ),
+        "revoked": Planned(
+            "rolled_back", None, Step.INSTALL, seen(record(previous=OLD, revoked="A1")), ROLL_BACK
+        ),
+    },
+    "not sent yet": {
+        "still needed": Planned("renewed", "renew", Step.ORDER, seen(UNSENT, certificate=DUE)),
+        "no CSR": Planned(
+            "renewed",
+            "renew",
+            Step.CREATE_CSR,
+            seen(with_order(key_created=True), certificate=DUE),
+        ),
+        "no longer needed": Planned("unchanged", None, None, seen(UNSENT)),
+        "for something else": Planned(
+            "renewed", "renew", NEW_KEY, seen(with_order(**CREATED, wish="x"), certificate=DUE)
+        ),
+        "enroll": Refused("state", "enroll --force www", seen(UNSENT), ENROLL),
+        "enroll, nothing installed": Planned(
+            "enrolled",
+            "enroll",
+            Step.ORDER,
+            seen(record(installed=None, order=order(**CREATED)), certificate=None),
+            ENROLL,
+        ),
+        "renew": Planned("renewed", "renew", Step.ORDER, seen(UNSENT), RENEW),
+    },
+    "of a rollback that was cut off": {
+        "": Planned("rolled_back", None, Step.INSTALL, seen(RESTORING)),
+        "installed": Planned(
+            "rolled_back",
+            None,
+            Step.SAVE,
+            seen(
+                record(previous=OLD, order=order(**RESTORES), unsaved=True),
+                certificate=certificate(serial="A0"),
+            ),
+        ),
+        "due": Planned(
+            "rolled_back",
+            None,
+            Step.INSTALL,
+            seen(RESTORING, issued=certificate(20 * DAY, serial="A0")),
+        ),
+        "forced": Planned("rolled_back", None, Step.INSTALL, seen(RESTORING), FORCE),
+    },
+    "issued, never in service for good, and due by now (auto_renew: true)": {
+        "the old one is installed": Planned(
+            "renewed",
+            "renew",
+            NEW_KEY,
+            seen(
+                with_order(**UPLOADED), certificate=DUE, issued=certificate(66 * DAY, serial="B2")
+            ),
+        ),
+        "installed": Planned(
+            "renewed",
+            "enroll",
+            NEW_KEY,
+            seen(
+                with_order(**UPLOADED),
+                certificate=certificate(66 * DAY, serial="B2"),
+                issued=certificate(66 * DAY, serial="B2"),
+            ),
+        ),
+        "nothing is installed": Planned(
+            "enrolled",
+            "enroll",
+            NEW_KEY,
+            seen(
+                record(installed=None, order=order(**ISSUED)),
+                certificate=None,
+                issued=certificate(-DAY, serial="B2"),
+            ),
+        ),
+    },
+    "declined or rejected in SCM: run, and the profile was not edited": {
+        "": Refused("declined", "order 7 was declined in SCM", seen(REFUSED)),
+        "lapsing": Refused("declined", "order 7", seen(REFUSED, certificate=LAPSING)),
+    },
+    "declined or rejected in SCM": {
+        "enroll": Planned("enrolled", "enroll", NEW_KEY, seen(REFUSED), ENROLL),
+        "renew": Planned("renewed", "renew", NEW_KEY, seen(REFUSED), RENEW),
+        "replace": Planned("replaced", "replace", NEW_KEY, seen(REFUSED), REPLACE),
+        "edited": Planned("unchanged", None, None, seen(REFUSED), wanted=OTHER_SUBJECT),
+        "edited, due": Planned(
+            "renewed", "renew", NEW_KEY, seen(REFUSED, certificate=DUE), wanted=OTHER_SUBJECT
+        ),
+    },
+    "sent, unknown whether it arrived: enroll --force, or under 7 days left (auto_renew: true)": {
+        "forced": Planned("enrolled", "enroll", NEW_KEY, seen(UNKNOWN), FORCE),
+        "lapsing": Planned("renewed", "renew", NEW_KEY, seen(UNKNOWN, certificate=LAPSING)),
+        "expired": Planned(
+            "renewed", "renew", NEW_KEY, seen(UNKNOWN, certificate=certificate(-DAY))
+        ),
+    },
+    "sent, unknown whether it arrived": {
+        "": Refused("unknown_outcome", "enroll --cert-id ID www", seen(UNKNOWN)),
+        "enroll": Refused("unknown_outcome", "enroll --force www", seen(UNKNOWN), ENROLL),
+        "renew": Refused("unknown_outcome", "enroll --force www", seen(UNKNOWN), RENEW),
+        "nothing is installed": Refused("unknown_outcome", "SCM", seen(UNKNOWN, certificate=None)),
+        "a week left": Refused(
+            "unknown_outcome", "SCM", seen(UNKNOWN, certificate=certificate(7 * DAY))
+        ),
+        "lapsing, not to be renewed": Refused(
+            "unknown_outcome", "SCM", seen(UNKNOWN, certificate=LAPSING), wanted=NOT_RENEWED
+        ),
+    },
+    "placed, but it failed, or no longer covers the profile: enroll --force": {
+        "edited": Planned(
+            "enrolled", "enroll", NEW_KEY, seen(PENDING), FORCE, other(names=OTHER_NAMES)
+        ),
+        "failed": Planned("enrolled", "enroll", NEW_KEY, seen(FAILED), FORCE),
+    },
+    "placed, but it no longer covers the profile": {
+        "names": Refused(
+            "state", "put the profile back", seen(PENDING), wanted=other(names=OTHER_NAMES)
+        ),
+        "key type": Refused(
+            "state", "enroll --force www", seen(PENDING), ENROLL, other(key_type="RSA-2048")
+        ),
+        "issued": Refused(
+            "state",
+            "order 7 is open for",
+            seen(with_order(**ISSUED), issued=NEW),
+            wanted=other(names=OTHER_NAMES),
+        ),
+    },
+    "placed": {
+        "waits": Planned("enrolled", None, Step.COLLECT, seen(PENDING)),
+        "waits, enroll": Planned("enrolled", None, Step.COLLECT, seen(PENDING), ENROLL),
+        "waits, forced": Planned("enrolled", None, Step.COLLECT, seen(PENDING), FORCE),
+        "waits, renew": Planned("enrolled", None, Step.COLLECT, seen(PENDING), RENEW),
+        "failed": Planned("enrolled", None, Step.COLLECT, seen(FAILED)),
+        "covers the edited profile": Planned(
+            "enrolled", None, Step.COLLECT, seen(PENDING), wanted=other(names=NAMES[:2])
+        ),
+        "a renewal": Planned(
+            "renewed", None, Step.COLLECT, seen(with_order(**WAITS, outcome="renewed"))
+        ),
+        "a replacement": Planned(
+            "replaced", None, Step.COLLECT, seen(with_order(**WAITS, outcome="replaced"))
+        ),
+        "issued": Planned("enrolled", None, Step.UPLOAD, seen(with_order(**ISSUED), issued=NEW)),
+        "issued, due in a second": Planned(
+            "enrolled",
+            None,
+            Step.UPLOAD,
+            seen(with_order(**ISSUED), issued=certificate(66 * DAY + SECOND, serial="B2")),
+        ),
+        "issued, due, but not to be renewed": Planned(
+            "enrolled",
+            None,
+            Step.UPLOAD,
+            seen(with_order(**ISSUED), issued=certificate(66 * DAY, serial="B2")),
+            wanted=NOT_RENEWED,
+        ),
+        "put back": Planned(
+            "enrolled", None, Step.INSTALL, seen(with_order(**UPLOADED), issued=NEW)
+        ),
+        "installed, not linked": Planned(
+            "enrolled",
+            None,
+            Step.LINK,
+            seen(with_order(**UPLOADED), certificate=NEW, issued=NEW, linked=False),
+        ),
+        "installed, not saved": Planned(
+            "enrolled",
+            None,
+            Step.SAVE,
+            seen(record(order=order(**UPLOADED), unsaved=True), certificate=NEW, issued=NEW),
+        ),
+        "installed, not proved": Planned(
+            "enrolled",
+            None,
+            Step.VERIFY,
+            seen(record(order=order(**UPLOADED), unverified=True), certificate=NEW, issued=NEW),
+        ),
+    },
+    "replace: the certkey is not on the appliance": {
+        "": Refused("state", "there is no certificate to replace", NOTHING, REPLACE),
+    },
+    "the certkey is not on the appliance": {
+        "run": Planned("enrolled", "enroll", NEW_KEY, NOTHING),
+        "enroll": Planned("enrolled", "enroll", NEW_KEY, NOTHING, ENROLL),
+        "renew": Planned("enrolled", "enroll", NEW_KEY, NOTHING, RENEW),
+        "it was there": Planned("enrolled", "enroll", NEW_KEY, seen(certificate=None)),
+    },
+    "renew": {
+        "": Planned("renewed", "renew", NEW_KEY, intent=RENEW),
+        "names differ": Planned("renewed", "enroll", NEW_KEY, seen(CHANGED), RENEW),
+        "not ours": Planned("renewed", "enroll", NEW_KEY, seen(NOT_OURS), RENEW),
+        "not to be renewed": Planned("renewed", "renew", NEW_KEY, seen(), RENEW, NOT_RENEWED),
+        "revoked": Planned("renewed", "renew", NEW_KEY, seen(record(revoked="A1")), RENEW),
+        "rolled back": Planned("renewed", "renew", NEW_KEY, seen(ROLLED_BACK), RENEW),
+        "rolled back, not ours": Planned(
+            "renewed",
+            "enroll",
+            NEW_KEY,
+            seen(dataclasses.replace(ADOPTED, rolled_back=True)),
+            RENEW,
+        ),
+    },
+    "replace": {
+        "": Planned("replaced", "replace", NEW_KEY, intent=REPLACE),
+        "due": Planned("replaced", "replace", NEW_KEY, seen(certificate=DUE), REPLACE),
+        "names differ": Planned("replaced", "replace", NEW_KEY, seen(CHANGED), REPLACE),
+        "not ours": Planned("replaced", "enroll", NEW_KEY, seen(NOT_OURS), REPLACE),
+        "revoked": Planned("replaced", "replace", NEW_KEY, seen(record(revoked="A1")), REPLACE),
+    },
+    "enroll: due": {
+        "": Planned("renewed", "enroll", NEW_KEY, seen(certificate=DUE), ENROLL),
+        "forced": Planned("renewed", "enroll", NEW_KEY, seen(certificate=DUE), FORCE),
+        "not to be renewed": Planned(
+            "renewed", "enroll", NEW_KEY, seen(certificate=DUE), ENROLL, NOT_RENEWED
+        ),
+    },
+    "enroll: not due, not revoked with revoke, without --force": {
+        "": Refused("state", "enroll --force www", intent=ENROLL),
+        "an older one was revoked": Refused(
+            "state", "enroll --force www", seen(record(revoked="A0")), ENROLL
+        ),
+        "rolled back": Refused("state", "enroll --force www", seen(ROLLED_BACK), ENROLL),
+    },
+    "enroll": {
+        "forced": Planned("enrolled", "enroll", NEW_KEY, intent=FORCE),
+        "revoked": Planned("enrolled", "enroll", NEW_KEY, seen(record(revoked="A1")), ENROLL),
+    },
+    "revoked with revoke": {
+        "": Refused("state", "enroll, renew or replace www", seen(record(revoked="A1"))),
+        "SCM says so too": Refused(
+            "state", "revoked by the operator", seen(record(revoked="A1"), revoked=True)
+        ),
+        "due": Refused(
+            "state", "revoked by the operator", seen(record(revoked="A1"), certificate=DUE)
+        ),
+        "rolled back to": Refused(
+            "state", "revoked by the operator", seen(record(revoked="A1", rolled_back=True))
+        ),
+    },
+    "managed, and revoked in SCM (check_revocation)": {
+        "": Planned("enrolled", "enroll", NEW_KEY, seen(revoked=True)),
+        "due": Planned("enrolled", "enroll", NEW_KEY, seen(revoked=True, certificate=DUE)),
+        "rolled back": Planned("enrolled", "enroll", NEW_KEY, seen(ROLLED_BACK, revoked=True)),
+        "not to be renewed": Planned(
+            "enrolled", "enroll", NEW_KEY, seen(revoked=True), wanted=NOT_RENEWED
+        ),
+    },
+    "rolled back, more than 7 days left": {
+        "": Planned("unchanged", None, None, seen(ROLLED_BACK)),
+        "due": Planned("unchanged", None, None, seen(ROLLED_BACK, certificate=DUE)),
+        "to the second": Planned(
+            "unchanged", None, None, seen(ROLLED_BACK, certificate=certificate(7 * DAY + SECOND))
+        ),
+        "not bound": Planned(
+            "repaired", None, Step.BIND, seen(ROLLED_BACK, certificate=DUE, unbound=("vs",))
+        ),
+        "not cleaned up": Planned(
+            "rolled_back",
+            None,
+            Step.CLEAN_UP,
+            seen(record(rolled_back=True, finishing="rolled_back")),
+        ),
+        "names differ": Planned(
+            "unchanged", None, None, seen(ROLLED_BACK), wanted=other(names=OTHER_NAMES)
+        ),
+    },
+    "due or expired (auto_renew: true)": {
+        "to the second": Planned("renewed", "renew", NEW_KEY, seen(certificate=DUE)),
+        "in days": Planned(
+            "renewed",
+            "renew",
+            NEW_KEY,
+            seen(certificate=certificate(30 * DAY)),
+            wanted=other(window=agent.Window(days=30)),
+        ),
+        "as a share": Planned(
+            "renewed",
+            "renew",
+            NEW_KEY,
+            seen(certificate=certificate(19.8 * DAY)),
+            wanted=other(window=agent.Window(share=0.1)),
+        ),
+        "a window that is cut to two thirds": Planned(
+            "renewed",
+            "renew",
+            NEW_KEY,
+            seen(certificate=certificate(132 * DAY)),
+            wanted=other(window=agent.Window(days=300)),
+        ),
+        "expired": Planned("renewed", "renew", NEW_KEY, seen(certificate=certificate(-DAY))),
+        "not ours": Planned("renewed", "enroll", NEW_KEY, seen(NOT_OURS, certificate=DUE)),
+        "adopted": Planned("renewed", "enroll", NEW_KEY, seen(ADOPTED, certificate=DUE)),
+        "names differ": Planned("renewed", "enroll", NEW_KEY, seen(CHANGED, certificate=DUE)),
+        "on_change is report": Planned(
+            "renewed",
+            "enroll",
+            NEW_KEY,
+            seen(CHANGED, certificate=DUE),
+            wanted=other(on_change="report"),
+        ),
+        "rolled back, a week left": Planned(
+            "renewed", "renew", NEW_KEY, seen(ROLLED_BACK, certificate=certificate(7 * DAY))
+        ),
+        "not linked": Planned("renewed", "renew", NEW_KEY, seen(certificate=DUE, linked=False)),
+    },
+    "names or key type differ, on_change: report": {
+        "": Refused(
+            "state",
+            "(renewal.on_change is report)",
+            seen(CHANGED),
+            wanted=other(on_change="report"),
+        ),
+        "due, not to be renewed": Refused(
+            "state",
+            "(renewal.on_change is report)",
+            seen(CHANGED, certificate=DUE),
+            wanted=other(on_change="report", auto_renew=False),
+        ),
+    },
+    "names or key type differ, on_change: replace, managed": {
+        "names": Planned("replaced", "replace", NEW_KEY, seen(CHANGED)),
+        "key type": Planned("replaced", "replace", NEW_KEY, wanted=other(key_type="RSA-2048")),
+        "not linked": Planned("replaced", "replace", NEW_KEY, seen(CHANGED, linked=False)),
+    },
+    "names or key type differ": {
+        "on_change: enroll": Planned(
+            "enrolled", "enroll", NEW_KEY, seen(CHANGED), wanted=other(on_change="enroll")
+        ),
+        "not ours": Planned(
+            "enrolled", "enroll", NEW_KEY, seen(NOT_OURS), wanted=other(names=OTHER_NAMES)
+        ),
+        "adopted": Planned(
+            "enrolled", "enroll", NEW_KEY, seen(ADOPTED), wanted=other(key_type="RSA-2048")
+        ),
+    },
+    "due, auto_renew: false, 7 days or less left": {
+        "to the second": Refused(
+            "state",
+            "renewal.auto_renew is false: run citrixagent.py enroll www before it expires",
+            seen(certificate=certificate(7 * DAY)),
+            wanted=NOT_RENEWED,
+        ),
+        "rolled back": Refused(
+            "state",
+            "renewal.auto_renew is false",
+            seen(ROLLED_BACK, certificate=certificate(7 * DAY)),
+            wanted=NOT_RENEWED,
+        ),
+    },
+    "due, auto_renew: false": {
+        "": Planned("unchanged", None, None, seen(certificate=DUE), wanted=NOT_RENEWED),
+        "to the second": Planned(
+            "unchanged",
+            None,
+            None,
+            seen(certificate=certificate(7 * DAY + SECOND)),
+            wanted=NOT_RENEWED,
+        ),
+        "not linked": Planned(
+            "repaired", None, Step.LINK, seen(certificate=DUE, linked=False), wanted=NOT_RENEWED
+        ),
+    },
+    "the chain is not linked": {
+        "": Planned("repaired", None, Step.LINK, seen(linked=False)),
+        "nor bound": Planned("repaired", None, Step.LINK, seen(linked=False, unbound=("vs",))),
+    },
+    "not bound to a virtual server of the profile": {
+        "": Planned("repaired", None, Step.BIND, seen(unbound=("vs",))),
+    },
+    "changed by an earlier run, not saved": {
+        "": Planned("repaired", None, Step.SAVE, seen(record(unsaved=True))),
+    },
+    "installed by an earlier run, not verified or not cleaned up": {
+        "not verified": Planned(
+            "enrolled", None, Step.VERIFY, seen(record(unverified=True, finishing="enrolled"))
+        ),
+        "not cleaned up": Planned(
+            "renewed", None, Step.CLEAN_UP, seen(record(finishing="renewed"))
+        ),
+        "neither": Planned(
+            "replaced",
+            None,
+            Step.VERIFY,
+            seen(record(unverified=True, finishing="replaced", litter=["x.csr"])),
+        ),
+    },
+    "files without a use are left": {
+        "": Planned("unchanged", None, Step.CLEAN_UP, seen(record(litter=["x.csr"]))),
+    },
+    "none of these": {
+        "": Planned("unchanged"),
+        "due in a second": Planned(
+            "unchanged", None, None, seen(certificate=certificate(66 * DAY + SECOND))
+        ),
+        "due in a second, in days": Planned(
+            "unchanged",
+            None,
+            None,
+            seen(certificate=certificate(30 * DAY + SECOND)),
+            wanted=other(window=agent.Window(days=30)),
+        ),
+        "due in a second, with a window that is cut to two thirds": Planned(
+            "unchanged",
+            None,
+            None,
+            seen(certificate=certificate(132 * DAY + SECOND)),
+            wanted=other(window=agent.Window(days=300)),
+        ),
+        "an older one was revoked": Planned("unchanged", None, None, seen(record(revoked="A0"))),
+        "not ours": Planned("unchanged", None, None, seen(NOT_OURS)),
+        "rolled back, replaced by others": Planned(
+            "unchanged", None, None, seen(ROLLED_BACK, certificate=NEW)
+        ),
+    },
+    "taken: an installed certificate is to be renewed, replaced or enrolled anew": {
+        "due": Planned("renewed", "renew", NEW_KEY, seen(certificate=DUE, **TAKEN)),
+        "names differ": Planned("replaced", "replace", NEW_KEY, seen(CHANGED, **TAKEN)),
+        "revoked": Planned("enrolled", "enroll", NEW_KEY, seen(revoked=True, **TAKEN)),
+    },
+    "taken: enroll --force, or an order that was placed with it": {
+        "nothing is installed": Planned(
+            "enrolled", "enroll", NEW_KEY, seen(NOT_OURS, certificate=None, **TAKEN), FORCE
+        ),
+        "an order that waits": Planned(
+            "enrolled",
+            None,
+            Step.COLLECT,
+            seen(with_order(**WAITS, replace_bound=True), certificate=None, **TAKEN),
+        ),
+    },
+    "taken": {
+        "nothing is installed": Refused(
+            "state", "vs is taken: unbind it", seen(NOT_OURS, certificate=None, **TAKEN)
+        ),
+        "all else is well": Refused("state", "enroll --force www", seen(**TAKEN)),
+        "an order that waits": Refused(
+            "state", "vs is taken: unbind it", seen(PENDING, certificate=None, **TAKEN)
+        ),
+    },
+}
+CASES = [
+    pytest.param(case, id=f"{row}; {detail}" if detail else row)
+    for row, cases in SITUATIONS.items()
+    for detail, case in cases.items()
+]
+
+
+def decided(
+    wanted: agent.Profile, found: Observed, intent: Intent
+) -> tuple[str, str | None, Step | None]:
+    """Return outcome, action and first step; of a refusal the kind and nothing else."""
+    try:
+        plan = agent.decide(wanted, found, intent)
+    except agent.AgentError as error:
+        return error.kind, None, None
+    assert plan.reason
+    return plan.outcome, plan.action, plan.first
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_decided(case: Planned | Refused) -> None:
+    if isinstance(case, Planned):
+        expected = (case.outcome, case.action, case.first)
+        assert decided(case.wanted, case.found, case.intent) == expected
+        return
+    with pytest.raises(agent.AgentError) as caught:
+        agent.decide(case.wanted, case.found, case.intent)
+    assert caught.value.kind == case.kind
+    assert case.words in caught.value.message
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the README's decision table."""
+
+    situation: str
+    done: str
+    outcome: str
+
+    @property
+    def named(self) -> set[str]:
+        return set(re.findall(r"`(\w+)`", self.outcome))
+
+
+def rows() -> Iterator[Row]:
+    """Yield the lines of the README's decision table; its first cells are plain text."""
+    found = re.search(
+        r"<!-- decisions -->\n(.*?)<!-- /decisions -->", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    assert found
+    for line in re.findall(r"^\| (.+) \|$", found[1], re.MULTILINE):
+        cells = line.split(" | ")
+        if cells[0] != "situation":
+            yield Row(cells[0].replace("`", ""), cells[1], cells[2])
+
+
+TABLE = tuple(rows())
+
+
+def test_the_table_in_the_readme_is_the_table_that_is_tested() -> None:
+    assert [row.situation for row in TABLE] == list(SITUATIONS)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=[row.situation for row in TABLE])
+def test_the_readme_names_what_comes_of_it(row: Row) -> None:
+    """Each outcome that the table names is one of the cases', and the other way round."""
+    given: set[str] = set()
+    for case in SITUATIONS[row.situation].values():
+        given |= {case.outcome} if isinstance(case, Planned) else {"failed", case.kind}
+    assert row.named == given or row.outcome == "see below"
+
+
+BELOW = [
+    pytest.param(row, case, id=f"{row.situation}; {detail}")
+    for row in TABLE
+    if row.outcome == "see below"
+    for detail, case in SITUATIONS[row.situation].items()
+]
+
+
+@pytest.mark.parametrize(("row", "case"), BELOW)
+def test_see_below_means_as_if_there_were_no_order(row: Row, case: Planned | Refused) -> None:
+    """After an order that was given up ``enroll`` needs no --force."""
+    given_up = "gives it up" in row.done and case.intent.command == "enroll"
+    intent = dataclasses.replace(case.intent, force=case.intent.force or given_up)
+    without = dataclasses.replace(case.found.record, order=None)
+    found = dataclasses.replace(case.found, record=without, issued=None)
+    with_it = decided(case.wanted, case.found, case.intent)
+    assert with_it[:2] == decided(case.wanted, found, intent)[:2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Journey:
+    """How a certificate comes about: what is asked of SCM, and what was there before."""
+
+    outcome: str
+    action: agent.Action
+    before: agent.Certificate | None = None
+    installed: agent.Generation | None = None
+    restores: bool = False
+
+    @property
+    def first(self) -> int:
+        return agent.PIPELINE.index(Step.INSTALL) if self.restores else 0
+
+
+BEFORE = generation("A0", pem="PEM")
+JOURNEYS = (
+    Journey("enrolled", "enroll"),
+    Journey("renewed", "renew", certificate(66 * DAY, serial="A0"), BEFORE),
+    Journey("renewed", "enroll", certificate(66 * DAY, serial="A0")),
+    Journey(
         "replaced",
         "replace",
-        Step.CREATE_KEY,
+        certificate(serial="A0"),
+        dataclasses.replace(BEFORE, names=["www.example.com"]),
     ),
-    "due to the second": (
-        profile(),
-        seen(certificate=DUE),
-        Intent(),
-        "renewed",
-        "renew",
-        Step.CREATE_KEY,
-    ),
-    "due in a second": (
-        profile(),
-        seen(certificate=certificate(66 * DAY + SECOND)),
-        Intent(),
-        "unchanged",
-        None,
-        None,
-    ),
-    "due, in days": (
-        other(window=agent.Window(days=30)),
-        seen(certificate=certificate(30 * DAY)),
-        Intent(),
-        "renewed",
-        "renew",
-        Step.CREATE_KEY,
-    ),
-    "due in a second, in days": (
-        other(window=agent.Window(days=30)),
-        seen(certificate=certificate(30 * DAY + SECOND)),
-        Intent(),
-        "unchanged",
-        None,
-        None,
-    ),
-    "due, as a share": (
-        other(window=agent.Window(share=0.1)),
-        seen(certificate=certificate(19.8 * DAY)),
-        Intent(),
-        "renewed",
-        "renew",
-        Step.CREATE_KEY,
-    ),
-    "a window that is cut to two thirds": (
-        other(window=agent.Window(days=300)),
-        seen(certificate=certificate(132 * DAY + SECOND)),
-        Intent(),
-        "unchanged",
-        None,
-        None,
-    ),
-    "expired": (
-        profile(),
-        seen(certificate=certificate(-DAY)),
-        Intent(),
-        "renewed",
-        "renew",
-        Step.CREATE_KEY,
-    ),
-    "due, not ours": (
-        profile(),
-        seen(Record("www"), certificate=DUE),
-        Intent(),
-        "renewed",
-        "enroll",
-        Step.CREATE_KEY,
-    ),
-    "due, and names differ": (
-        profile(),
-        seen(CHANGED, certificate=DUE),
-        Intent(),
-        "renewed",
-        "enroll",
-        Step.CREATE_KEY,
-    ),
-    "due, and on_change is report": (
-        other(on_change="report"),
-        seen(CHANGED, certificate=DUE),
-        Intent(),
-        "renewed",
-        "enroll",
-        Step.CREATE_KEY,
-    ),
-    "due, but not to be renewed": (
-        other(auto_renew=False),
-        seen(certificate=DUE),
-        Intent(),
-        "unchanged",
-        None,
-        None,
-    ),
-    "due, not to be renewed, a week left": (
-        other(auto_renew=False),
-        seen(certificate=certificate(7 * DAY + SECOND)),
-        Intent(),
-        "unchanged",
-        None,
-        None,
-    ),
-    "not linked": (profile(), seen(linked=False), Intent(), "repaired", None, Step.LINK),
-    "not bound": (profile(), seen(unbound=("vs",)), Intent(), "repaired", None, Step.BIND),
-    "not saved": (
-        profile(),
-        seen(Record("www", installed=generation(), unsaved=True)),
-        Intent(),
-        "repaired",
-        None,
-        Step.SAVE,
-    ),
-    "not verified": (
-        profile(),
-        seen(Record("www", installed=generation(), unverified=True, finishing="renewed")),
-        Intent(),
-        "renewed",
-        None,
-        Step.VERIFY,
-    ),
-    "not cleaned up": (
-        profile(),
-        seen(Record("www", installed=generation(), finishing="renewed")),
-        Intent(),
-        "renewed",
-        None,
-        Step.CLEAN_UP,
-    ),
-    "files without a use": (
-        profile(),
-        seen(Record("www", installed=generation(), litter=["x.csr"])),
-        Intent(),
-        "unchanged",
-        None,
-        Step.CLEAN_UP,
-    ),
-    "an order that was not sent": (
-        profile(),
-        seen(with_order(key_created=True, csr="CSR"), certificate=DUE),
-        Intent(),
-        "renewed",
-        "renew",
-        Step.ORDER,
-    ),
-    "an order that was not sent, no longer needed": (
-        profile(),
-        seen(with_order(key_created=True, csr="CSR")),
-        Intent(),
-        "unchanged",
-        None,
-        None,
-    ),
-    "an order that was not sent, for something else": (
-        profile(),
-        seen(with_order(key_created=True, csr="CSR", wish="x"), certificate=DUE),
-        Intent(),
-        "renewed",
-        "renew",
-        Step.CREATE_KEY,
-    ),
-    "an order that waits": (profile(), seen(PENDING), Intent(), "enrolled", None, Step.COLLECT),
-    "an order that waits, forced": (
-        profile(),
-        seen(PENDING),
-        FORCE,
-        "enrolled",
-        None,
-        Step.COLLECT,
-    ),
-    "an order that failed, forced": (
-        profile(),
-        seen(with_order(**PLACED, cert_id="7", failed="x")),
-        FORCE,
-        "enrolled",
-        "enroll",
-        Step.CREATE_KEY,
-    ),
-    "an order that covers the edited profile": (
-        other(names=NAMES[:2]),
-        seen(PENDING),
-        Intent(),
-        "enrolled",
-        None,
-        Step.COLLECT,
-    ),
-    "an edited profile, forced": (
-        other(names=OTHER_NAMES),
-        seen(PENDING),
-        FORCE,
-        "enrolled",
-        "enroll",
-        Step.CREATE_KEY,
-    ),
-    "declined, and asked again": (
-        profile(),
-        seen(REFUSED),
-        ENROLL,
-        "enrolled",
-        "enroll",
-        Step.CREATE_KEY,
-    ),
-    "declined, and the profile is edited": (
-        other(subject=dataclasses.replace(profile().subject, organization="Other")),
-        seen(REFUSED),
-        Intent(),
-        "unchanged",
-        None,
-        None,
-    ),
-    "unknown, forced": (profile(), seen(UNKNOWN), FORCE, "enrolled", "enroll", Step.CREATE_KEY),
-    "unknown, and about to lapse": (
-        profile(),
-        seen(UNKNOWN, certificate=LAPSING),
-        Intent(),
-        "renewed",
-        "renew",
-        Step.CREATE_KEY,
-    ),
-    "unknown, and SCM has it": (
-        profile(),
-        seen(UNKNOWN),
-        Intent("enroll", cert_id="9"),
-        "enrolled",
-        None,
-        Step.COLLECT,
-    ),
-    "enroll, nothing installed": (
-        profile(),
-        seen(Record("www"), certificate=None),
-        ENROLL,
-        "enrolled",
-        "enroll",
-        Step.CREATE_KEY,
-    ),
-    "enroll, due": (profile(), seen(certificate=DUE), ENROLL, "renewed", "enroll", Step.CREATE_KEY),
-    "enroll, forced": (profile(), seen(), FORCE, "enrolled", "enroll", Step.CREATE_KEY),
-    "due, and another virtual server is taken": (
-        profile(),
-        seen(certificate=DUE, unbound=("vs",), conflicts=("taken",)),
-        Intent(),
-        "renewed",
-        "renew",
-        Step.CREATE_KEY,
-    ),
-}
-
-
-@pytest.mark.parametrize(
-    ("wanted", "found", "intent", "outcome", "action", "first"), PLANS.values(), ids=list(PLANS)
+    Journey("rolled_back", "enroll", certificate(serial="A0"), BEFORE, restores=True),
 )
-def test_what_is_decided(
-    wanted: agent.Profile,
-    found: Observed,
-    intent: Intent,
-    outcome: str,
-    action: str | None,
-    first: Step | None,
-) -> None:
-    plan = agent.decide(wanted, found, intent)
-    assert (plan.outcome, plan.action, plan.first) == (outcome, action, first)
-    assert plan.reason
+STAGES = [
+    pytest.param(journey, steps, id=f"{journey.outcome} by {journey.action}, {steps}")
+    for journey in JOURNEYS
+    for steps in range(journey.first, len(agent.PIPELINE) + 1)
+]
 
 
-# situation: (profile, what is seen, what is asked) -> kind, words
-REFUSALS: dict[str, tuple[agent.Profile, Observed, Intent, str, str]] = {
-    "names differ, report": (
-        other(on_change="report"),
-        seen(CHANGED),
-        Intent(),
-        "state",
-        "(renewal.on_change is report)",
-    ),
-    "not to be renewed, under a week left": (
-        other(auto_renew=False),
-        seen(certificate=certificate(7 * DAY)),
-        Intent(),
-        "state",
-        "renewal.auto_renew is false: run citrixagent.py enroll www before it expires",
-    ),
-    "declined": (profile(), seen(REFUSED), Intent(), "declined", "order 7 was declined in SCM"),
-    "unknown": (profile(), seen(UNKNOWN), Intent(), "unknown_outcome", "enroll --cert-id ID www"),
-    "unknown, enroll": (profile(), seen(UNKNOWN), ENROLL, "unknown_outcome", "enroll --force www"),
-    "unknown, a week left": (
-        profile(),
-        seen(UNKNOWN, certificate=certificate(7 * DAY)),
-        Intent(),
-        "unknown_outcome",
-        "SCM",
-    ),
-    "unknown, lapsing, not to be renewed": (
-        other(auto_renew=False),
-        seen(UNKNOWN, certificate=LAPSING),
-        Intent(),
-        "unknown_outcome",
-        "SCM",
-    ),
-    "an edited profile": (
-        other(names=OTHER_NAMES),
-        seen(PENDING),
-        Intent(),
-        "state",
-        "put the profile back",
-    ),
-    "enroll, valid": (profile(), seen(), ENROLL, "state", "enroll --force www"),
-    "an id without an order": (
-        profile(),
-        seen(),
-        Intent("enroll", cert_id="9"),
-        "state",
-        "has no open order",
-    ),
-    "an id for an order that is issued": (
-        profile(),
-        seen(with_order(**PLACED, cert_id="7", pem="PEM")),
-        Intent("enroll", cert_id="9"),
-        "state",
-        "order 7 of www is issued already",
-    ),
-    "another certkey is bound": (
-        profile(),
-        seen(Record("www"), certificate=None, unbound=("vs",), conflicts=("vs is taken",)),
-        Intent(),
-        "state",
-        "vs is taken: unbind it",
-    ),
-}
+def after(steps: int, journey: Journey) -> Observed:
+    """Return what is seen after the first so many steps.
 
-
-@pytest.mark.parametrize(
-    ("wanted", "found", "intent", "kind", "words"), REFUSALS.values(), ids=list(REFUSALS)
-)
-def test_what_is_refused(
-    wanted: agent.Profile, found: Observed, intent: Intent, kind: str, words: str
-) -> None:
-    with pytest.raises(agent.AgentError) as caught:
-        agent.decide(wanted, found, intent)
-    assert caught.value.kind == kind
-    assert words in caught.value.message
-
-
-def after(steps: int) -> Observed:
-    """Return what is seen after the first so many steps of an enrollment."""
+    One of the virtual servers was not bound before, so that each step has something to do.
+    """
     done = set(agent.PIPELINE[:steps])
-    record = Record("www", order=order(), unsaved=Step.INSTALL in done and Step.SAVE not in done)
-    opened = record.order
-    assert opened
+    new, is_new = generation(), Step.INSTALL in done
+    opened = order(action=journey.action, outcome=journey.outcome, replaces=journey.installed)
     opened.key_created = Step.CREATE_KEY in done
     opened.csr = "CSR" if Step.CREATE_CSR in done else None
     opened.cert_id = opened.sent = "7" if Step.ORDER in done else None
     opened.pem = "PEM" if Step.COLLECT in done else None
     opened.serial = "A1" if Step.COLLECT in done else None
     opened.uploaded = Step.UPLOAD in done
+    opened.restores = new if journey.restores else None
+    unsaved = is_new and Step.SAVE not in done
+    remembered = Record("www", journey.installed, order=opened, unsaved=unsaved)
     if Step.SAVE in done:
-        record = Record("www", installed=generation())
-        record.finishing = None if Step.CLEAN_UP in done else "enrolled"
-        record.unverified = Step.VERIFY not in done
+        remembered = Record("www", new, previous=journey.installed)
+        remembered.finishing = None if Step.CLEAN_UP in done else journey.outcome
+        remembered.unverified = Step.VERIFY not in done
+        remembered.rolled_back = journey.restores
     return Observed(
         now=NOW,
-        record=record,
-        certificate=certificate() if Step.INSTALL in done else None,
-        linked=Step.LINK in done,
+        record=remembered,
+        certificate=certificate() if is_new else journey.before,
+        linked=not is_new or Step.LINK in done,
         unbound=() if Step.BIND in done else ("vs",),
+        issued=certificate() if opened.pem else None,
     )
 
 
-@pytest.mark.parametrize("steps", range(len(agent.PIPELINE) + 1))
-def test_after_the_first_steps_the_rest_is_decided(steps: int) -> None:
+@pytest.mark.parametrize(("journey", "steps"), STAGES)
+def test_after_the_first_steps_the_rest_is_decided(journey: Journey, steps: int) -> None:
     """The law of the pipeline: an interrupted run is not a special case."""
-    plan = agent.decide(profile(), after(steps), Intent())
+    plan = agent.decide(profile(), after(steps, journey), RUN)
     assert plan.steps(profile()) == agent.PIPELINE[steps:]
-    assert plan.outcome == ("enrolled" if steps < len(agent.PIPELINE) else "unchanged")
+    assert plan.outcome == (journey.outcome if steps < len(agent.PIPELINE) else "unchanged")
 
 
 def test_without_a_handshake_nothing_is_verified() -> None:
-    plan = agent.decide(other(handshake="off"), after(0), Intent())
+    plan = agent.decide(other(handshake="off"), after(0, JOURNEYS[0]), RUN)
     assert Step.VERIFY not in plan.steps(other(handshake="off"))
 
 
 def test_what_is_warned_about() -> None:
-    plan = agent.decide(other(auto_renew=False), seen(certificate=DUE), Intent())
+    plan = agent.decide(NOT_RENEWED, seen(certificate=DUE), RUN)
     assert plan.warnings == ("66 days left, window is 66 days, and renewal.auto_renew is false",)
-    plan = agent.decide(other(window=agent.Window(days=300)), seen(), Intent())
+    plan = agent.decide(other(window=agent.Window(days=300)), seen(), RUN)
     words = "renewal.expiry_window is longer than two thirds of the certificate's lifetime"
     assert plan.notices == (f"{words}: 132 days are used",)
+    plan = agent.decide(profile(), seen(ROLLED_BACK), RUN)
+    assert plan.warnings == (
+        "rolled back by the operator (100 days left, window is 66 days): stays until "
+        "citrixagent.py renew www, or 7 days before its end",
+    )
+
+
+def test_what_a_rollback_puts_back() -> None:
+    plan = agent.decide(profile(), seen(WITH_PREVIOUS), ROLL_BACK)
+    assert plan.restores == OLD
+
+
+def test_which_orders_are_given_up() -> None:
+    """Only what a plan resumes is kept."""
+    assert not agent.decide(profile(), seen(UNKNOWN), FORCE).resumes
+    assert not agent.decide(profile(), seen(FAILED), FORCE).resumes
+    assert agent.decide(profile(), seen(PENDING), FORCE).resumes
+    assert agent.decide(profile(), seen(UNSENT, certificate=DUE), RUN).resumes
+    assert not agent.decide(profile(), seen(UNSENT), RUN).resumes

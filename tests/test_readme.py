@@ -133,6 +133,8 @@ def test_the_policy_in_the_readme_is_enough(lab: Lab) -> None:
     lab.appliance.running.bindings.clear()
     assert lab("run").exit_code == 0
     assert lab("enroll", "--force", "www").exit_code == 0
+    assert lab("renew", "www").exit_code == 0
+    assert lab("rollback", "www").exit_code == 0
     assert lab("list", "--all").exit_code == 0
 
 
