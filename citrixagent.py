@@ -1386,8 +1386,9 @@ class Plan:
 
 def wish_of(profile: Profile) -> str:
     """Return a digest of all that an order is made of: it changes when the order would."""
-    wish = (profile.appliance.host, profile.subject, profile.names, profile.key_type)
-    return hashlib.sha256(repr((wish, profile.enrollment)).encode()).hexdigest()
+    enrollment = dataclasses.replace(profile.enrollment, max_wait=0)
+    wish = (profile.appliance.host, profile.subject, profile.names, profile.key_type, enrollment)
+    return hashlib.sha256(repr(wish).encode()).hexdigest()
 
 
 def conflict_text(name: str, conflicts: Iterable[str]) -> str:
@@ -3797,6 +3798,7 @@ class Work:
             self._agreed = order.replace_bound
             if plan.action:
                 order.action, order.outcome, order.reason = plan.action, plan.outcome, plan.reason
+                order.previous = self._previous_id()
         if plan.action and not plan.resumes:
             self._delete_litter()
             self._record.order = self._new_order(plan.action)
@@ -3984,7 +3986,7 @@ class Work:
 
     def _new_order(self, action: Action) -> Order:
         """Return a new order, with file names that nothing remembered uses."""
-        now, installed = utc_now(), self._record.installed
+        now = utc_now()
         directory = self.profile.appliance.ssl_directory
         used = " ".join(self._remembered_files())
         while (stem := file_stem(self.profile.certkey, directory, now)) in used:
@@ -4001,8 +4003,13 @@ class Work:
             csr_file=f"{stem}.csr",
             cert_file=f"{stem}.crt",
             replace_bound=self._run.intent.force,
-            previous=self._plan.replaces or (installed.cert_id if installed else None),
+            previous=self._previous_id(),
         )
+
+    def _previous_id(self) -> str | None:
+        """Return the id at SCM of what a new order renews or replaces."""
+        installed = self._record.installed
+        return self._plan.replaces or (installed.cert_id if installed else None)
 
     def _restoring_order(self, old: Generation) -> Order:
         """Return what puts an earlier generation back; it begins with the installation."""
@@ -4053,10 +4060,6 @@ class Work:
             self._delete_litter()
             raise
         self._remember()
-        if self._client.is_pair:
-            # A key that is paid for must not be on one node only.
-            self._view.files_changed()
-            self._view.sync()
 
     def _check_own(self, error: NitroError) -> None:
         """Go on where a file is there already because an earlier run was cut off; else raise.
@@ -4076,6 +4079,8 @@ class Work:
 
     def _order(self) -> None:
         order = self._current
+        if self._client.is_pair:  # a key that is paid for must not be on one node only
+            self._view.sync()
         try:
             cert_id = self._place(order)
         except NotOfferedError as error:
@@ -4134,6 +4139,7 @@ class Work:
         order.pem = "".join(certificate.pem for certificate in self._chain)
         order.serial = self._chain[0].serial
         self._remember()
+        self.result.reason = self._plan.reason
         self._did(Step.COLLECT)
 
     def _look_at_status(self, cert_id: str) -> None:

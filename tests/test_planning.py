@@ -327,6 +327,23 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             wanted=other(names=OTHER_NAMES),
         ),
     },
+    "placed, but its key is not on the node of the HA pair that is primary now": {
+        "": Planned(
+            "enrolled", "replace", NEW_KEY, seen(with_order(**UPLOADED, key_lost=True), issued=NEW)
+        ),
+        "a renewal": Planned(
+            "renewed",
+            "replace",
+            NEW_KEY,
+            seen(with_order(**UPLOADED, key_lost=True, outcome="renewed"), issued=NEW),
+        ),
+        "a replacement": Planned(
+            "replaced",
+            "replace",
+            NEW_KEY,
+            seen(with_order(**UPLOADED, key_lost=True, outcome="replaced"), issued=NEW),
+        ),
+    },
     "placed": {
         "waits": Planned("enrolled", None, Step.COLLECT, seen(PENDING)),
         "waits, enroll": Planned("enrolled", None, Step.COLLECT, seen(PENDING), ENROLL),
@@ -687,7 +704,7 @@ class Row:
 def rows() -> Iterator[Row]:
     """Yield the lines of the README's decision table; its first cells are plain text."""
     found = re.search(
-        r"<!-- decisions -->\n(.*?)<!-- /decisions -->", (ROOT / "README.md").read_text(), re.DOTALL
+        r"<!-- decisions -->(.*?)<!-- /decisions -->", (ROOT / "README.md").read_text(), re.DOTALL
     )
     assert found
     for line in re.findall(r"^\| (.+) \|$", found[1], re.MULTILINE):
@@ -827,6 +844,12 @@ def test_what_is_warned_about() -> None:
 def test_what_a_rollback_puts_back() -> None:
     plan = agent.decide(profile(), seen(WITH_PREVIOUS), ROLL_BACK)
     assert plan.restores == OLD
+
+
+def test_what_a_lost_key_has_replaced() -> None:
+    """The order at SCM, not what is installed."""
+    lost = seen(with_order(**UPLOADED, key_lost=True), issued=NEW)
+    assert agent.decide(profile(), lost, RUN).replaces == "7"
 
 
 def test_which_orders_are_given_up() -> None:

@@ -1,0 +1,504 @@
+#!/usr/bin/env python3
+"""Measure the program: request counts and wall times of real runs, and how both grow.
+
+The program runs as a process of its own, as cron starts it. So does every simulated appliance, and
+SCM: none waits for another's interpreter. All of them share this machine's processors, so what the
+simulators use of those is shown beside each time. Of several runs the fastest counts.
+
+Needs what tests/requirements.txt names; takes some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import datetime as dt
+import functools
+import multiprocessing
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from typing import Concatenate, Generic, ParamSpec, TypeVar
+
+TESTS = pathlib.Path(__file__).resolve().parent
+ROOT = TESTS.parent
+sys.path[:0] = [str(ROOT), str(TESTS)]
+
+from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
+from simulators import ca, server  # noqa: E402
+from simulators.certkeys import key_pem  # noqa: E402
+from simulators.netscaler import NetScaler  # noqa: E402
+from simulators.scm import Scm  # noqa: E402
+
+import citrixagent as agent  # noqa: E402
+
+LATENCY = 0.02  # seconds that every request takes
+KEY_TIME = 0.5  # seconds that making a key takes besides
+ISSUANCE = 20.0  # seconds from an order to its certificate
+FLEETS = ((1, 1), (1, 50), (20, 1), (20, 50))  # appliances, profiles on each
+ENROLLMENTS = (1, 10, 100)
+PROFILES = 1000
+REPEATS = 3
+PASSWORD = "password-of-the-appliance"
+SECRET = "secret-of-the-client"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+def names_of(name: str) -> list[str]:
+    return [f"{name}.example.com", f"www.{name}.example.com"]
+
+
+def kind_of(number: int) -> str:
+    return agent.VIRTUAL_SERVER_KINDS[number % len(agent.VIRTUAL_SERVER_KINDS)]
+
+
+# ----- Simulators, each in a process of its own ---------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """What a simulator did since it was asked before."""
+
+    requests: int
+    seconds: float  # the sum over the requests, each from its arrival to its answer
+    cpu: float
+
+
+class Meter:
+    """Gives a server its latencies and measures it, in the server's own process."""
+
+    def __init__(self, measured: server.HttpsServer) -> None:
+        self._server = measured
+        self._arrived: dict[int, float] = {}
+        self._counted, self._seconds, self._cpu = 0, 0.0, 0.0
+        measured.latency = LATENCY
+        measured.before, measured.after = self._begin, self._end
+
+    def _begin(self, request: server.Request) -> None:
+        self._arrived[request.number] = time.perf_counter()
+        is_key = request.path.endswith(("/sslrsakey", "/sslecdsakey"))
+        time.sleep(KEY_TIME if is_key else 0)
+
+    def _end(self, request: server.Request) -> None:
+        self._seconds += time.perf_counter() - self._arrived.pop(request.number)
+
+    def hurry(self) -> None:
+        """From now on, answer without a latency."""
+        self._server.latency = 0.0
+
+    def usage(self) -> Usage:
+        cpu, requests = time.process_time(), len(self._server.requests)
+        used = Usage(requests - self._counted, self._seconds, cpu - self._cpu)
+        self._counted, self._seconds, self._cpu = requests, 0.0, cpu
+        return used
+
+
+class Appliance(Meter):
+    """An appliance with a virtual server for each of its profiles."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._appliance = NetScaler()
+        super().__init__(self._appliance.server)
+        self._appliance.add_user("citrixagent", PASSWORD)
+        self._virtual_servers = [
+            self._appliance.add_virtual_server(f"vs_{name}", kind_of(number))
+            for number, name in enumerate(names)
+        ]
+        self._names = names
+        self._appliance.start()
+
+    def host(self) -> str:
+        return self._appliance.host
+
+    def install(self) -> list[agent.Generation]:
+        """Have every profile's certificate there, bound; return what the program remembers."""
+        for each in self._virtual_servers:
+            each.stop()  # nobody looks at what they present: listening would only cost time
+        return [self._install(name) for name in self._names]
+
+    def _install(self, name: str) -> agent.Generation:
+        authority, now = ca.Authority(), agent.utc_now()
+        key, names = ec.generate_private_key(ec.SECP256R1()), names_of(name)
+        end = now + dt.timedelta(days=198)
+        leaf = authority.certify(key.public_key(), names, now - dt.timedelta(days=1), end)
+        path = authority.path(leaf, ca.ChainStyle(root=False))
+        pem, *chain = [ca.to_pem([each]) for each in path]
+        row = self._appliance.install(name, pem, key_pem(key).decode(), chain)
+        self._appliance.bind(f"vs_{name}", name)
+        files, serial = (f"{name}.key", f"{name}.crt"), agent.normal_serial(row.serial)
+        whole = "".join((pem, *chain))
+        return agent.Generation(serial, *files, names, "ECDSA-P256", whole, cert_id="1000001")
+
+
+class Manager(Meter):
+    """SCM, which takes its time to issue."""
+
+    def __init__(self) -> None:
+        self._scm = Scm()
+        super().__init__(self._scm.server)
+        self._scm.add_client("client", SECRET)
+        self._scm.issue_delay = ISSUANCE
+        self._scm.server.start()
+
+    def addresses(self) -> tuple[str, str]:
+        return self._scm.url, self._scm.token_url
+
+
+class Remote(Generic[T]):
+    """An object in a process of its own."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        fork = multiprocessing.get_context("fork")  # all share one throw-away authority
+        self._pipe, end = fork.Pipe()
+        self._process = fork.Process(target=_serve, args=(make, end), daemon=True)
+        self._process.start()
+
+    def ask(
+        self, do: Callable[Concatenate[T, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> Callable[[], R]:
+        """Have something done over there; what is returned waits for its result."""
+        self._pipe.send((do, args, kwargs))
+        return self._pipe.recv
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
+def _serve(make: Callable[[], object], pipe: Connection) -> None:
+    served = make()
+    while True:
+        do, args, kwargs = pipe.recv()
+        pipe.send(do(served, *args, **kwargs))
+
+
+# ----- A home folder, and the program run in it ---------------------------------------------------
+
+SCM_FILE = """\
+url: {url}
+token_url: {token_url}
+client_id: client
+client_secret: {secret}
+ca_bundle: ca.pem
+check_revocation: false
+"""
+APPLIANCE = """\
+  host: {host}
+  username: citrixagent
+  password: {password}
+  ca_bundle: ../ca.pem
+"""
+PROFILE = """\
+citrix:{citrix}
+virtual_servers:
+  - name: vs_{name}
+    type: {kind}
+certificate:
+  common_name: {names[0]}
+  subject_alternative_names:
+    - {names[1]}
+  organization: Example Ltd
+  locality: London
+  state: England
+  country: GB
+  key_type: ECDSA-P256
+"""
+
+
+class Folder:
+    """A home folder of the program's."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        for name in ("profiles", "appliances", "state"):
+            (path / name).mkdir()
+        self._write("ca.pem", server.authority_pem())
+
+    def scm(self, url: str, token_url: str) -> None:
+        self._write("scm.yaml", SCM_FILE.format(url=url, token_url=token_url, secret=SECRET))
+
+    def appliance(self, name: str, host: str) -> None:
+        self._write(f"appliances/{name}.yaml", "citrix:\n" + appliance_block(host))
+
+    def profiles(self, names: Sequence[str], citrix: str) -> None:
+        for number, name in enumerate(names):
+            known = {"name": name, "names": names_of(name), "kind": kind_of(number)}
+            self._write(f"profiles/{name}.yaml", PROFILE.format(citrix=citrix, **known))
+
+    def remember(self, names: Sequence[str], installed: Sequence[agent.Generation]) -> None:
+        store = agent.Store(self.path)
+        for name, generation in zip(names, installed, strict=True):
+            store.save(agent.Record(name, installed=generation))
+
+    def _write(self, name: str, text: str) -> None:
+        file = self.path / name
+        file.touch(0o600)
+        file.write_text(text)
+
+
+def appliance_block(host: str) -> str:
+    return APPLIANCE.format(host=host, password=PASSWORD)
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Folder]:
+    with tempfile.TemporaryDirectory(prefix="citrixagent-bench-") as path:
+        yield Folder(pathlib.Path(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """What one run of the program took: seconds, seconds of a processor, MB, and at most so many
+    requests to one appliance; ``own`` is the time of the busiest appliance alone."""
+
+    wall: float
+    cpu: float
+    memory: float
+    output: str
+    nitro: int = 0
+    scm: int = 0
+    own: float = 0.0
+    simulators: float = 0.0
+
+
+def run_program(home: pathlib.Path) -> Spent:
+    """Run the program as cron does; it must succeed."""
+    command = [sys.executable, str(ROOT / "citrixagent.py"), "--home", str(home), "run"]
+    environment = {"PATH": os.defpath, "CITRIXAGENT_ACCEPT_EULA": "yes"}
+    with tempfile.TemporaryFile("w+") as output:
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+        _, status, used = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        told = output.read()
+    if process.returncode:
+        sys.exit(f"the program ended with {process.returncode}:\n{told}")
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    memory = used.ru_maxrss * unit / 1e6
+    return Spent(wall, used.ru_utime + used.ru_stime, memory, told)
+
+
+class Fleet:
+    """So many appliances with so many profiles each, an SCM, and the folder that names them."""
+
+    def __init__(self, home: Folder, appliances: int, profiles: int) -> None:
+        self.home = home
+        self.names = {
+            f"ns{a:02}": [f"ns{a:02}-{number:03}" for number in range(profiles)]
+            for a in range(appliances)
+        }
+        self._scm = Remote(Manager)
+        self._appliances = [
+            Remote(functools.partial(Appliance, names)) for names in self.names.values()
+        ]
+        home.scm(*self._scm.ask(Manager.addresses)())
+        for (name, members), remote in zip(self.names.items(), self._appliances, strict=True):
+            home.appliance(name, remote.ask(Appliance.host)())
+            home.profiles(members, f" {name}")
+
+    def install(self) -> None:
+        """Put everything in place: nothing is due then."""
+        waiting = [remote.ask(Appliance.install) for remote in self._appliances]
+        for names, installed in zip(self.names.values(), waiting, strict=True):
+            self.home.remember(names, installed())
+
+    def hurry(self) -> None:
+        for remote in self._appliances:
+            remote.ask(Appliance.hurry)()
+
+    def run(self) -> Spent:
+        self._usage()
+        spent = run_program(self.home.path)
+        scm, *appliances = self._usage()
+        return dataclasses.replace(
+            spent,
+            nitro=max(used.requests for used in appliances),
+            scm=scm.requests,
+            own=max(used.seconds for used in appliances),
+            simulators=sum(used.cpu for used in (scm, *appliances)),
+        )
+
+    def _usage(self) -> list[Usage]:
+        scm = self._scm.ask(Manager.usage)()
+        return [scm, *(remote.ask(Appliance.usage)() for remote in self._appliances)]
+
+    def stop(self) -> None:
+        for remote in (self._scm, *self._appliances):
+            remote.stop()
+
+
+@contextlib.contextmanager
+def fleet(appliances: int, profiles: int) -> Iterator[Fleet]:
+    with folder() as home:
+        made = Fleet(home, appliances, profiles)
+        try:
+            yield made
+        finally:
+            made.stop()
+
+
+# ----- What is measured ---------------------------------------------------------------------------
+
+
+def told(what: str, figure: str, goal: str, *, met: bool) -> None:
+    print(f"  {what:<44} {figure:>10}   goal {goal:<12} {'met' if met else 'MISSED'}", flush=True)
+
+
+def fastest(runs: Sequence[Spent]) -> Spent:
+    return min(runs, key=lambda spent: spent.wall)
+
+
+def idle() -> None:
+    """Run where nothing is due, and no revocation is looked for."""
+    print(f"\nNothing due, {LATENCY * 1000:.0f} ms per request; the fastest of {REPEATS} runs")
+    print("  appliances  profiles each  requests each    time    ratio  CPU (sims)       memory")
+    found: dict[tuple[int, int], Spent] = {}
+    for size in FLEETS:
+        with fleet(*size) as made:
+            made.install()
+            runs = [made.run() for _ in range(REPEATS)]
+        spent = found[size] = fastest(runs)
+        ratio = spent.wall / found[FLEETS[0]].wall
+        print(
+            f"  {size[0]:10}  {size[1]:13}  {spent.nitro:13}  {spent.wall:4.2f} s  {ratio:7.2f}  "
+            f"{spent.cpu:.2f} s ({spent.simulators:.2f} s)  {spent.memory:3.0f} MB",
+            flush=True,
+        )
+        if any(spent.output for spent in runs):
+            sys.exit(f"something was due:\n{runs[0].output}")
+    most, last = max(spent.nitro for spent in found.values()), found[FLEETS[-1]]
+    ratio = last.wall / found[FLEETS[0]].wall
+    asked = max(spent.scm for spent in found.values())
+    told("NITRO requests per appliance, at most", str(most), "7", met=most <= 7)
+    told("requests to SCM", str(asked), "0", met=not asked)
+    told("20 x 50 to 1 x 1, time", f"{ratio:.2f}", "3", met=ratio <= 3)
+    told("20 x 50, memory", f"{last.memory:.0f} MB", "300 MB", met=last.memory < 300)
+
+
+def enroll() -> None:
+    """Enroll everything at once on one appliance."""
+    print(
+        f"\nEnrollments on one appliance, {LATENCY * 1000:.0f} ms per request, {KEY_TIME} s per "
+        f"key, issued after {ISSUANCE:.0f} s"
+    )
+    print("  profiles  NITRO each  SCM each     time  appliance's own  ratio  CPU (sims)")
+    for number in ENROLLMENTS:
+        with fleet(1, number) as made:
+            spent = made.run()
+        ratio = spent.wall / (spent.own + ISSUANCE)
+        print(
+            f"  {number:8}  {spent.nitro / number:10.1f}  {spent.scm / number:8.1f}  "
+            f"{spent.wall:5.1f} s  {spent.own:13.1f} s  {ratio:5.2f}  "
+            f"{spent.cpu:.1f} s ({spent.simulators:.1f} s)",
+            flush=True,
+        )
+    told(f"{number}: time to own time + issuance", f"{ratio:.2f}", "1.15", met=ratio <= 1.15)
+
+
+def timed(do: Callable[[], R]) -> tuple[float, R]:
+    start = time.perf_counter()
+    result = do()
+    return time.perf_counter() - start, result
+
+
+def load(home: pathlib.Path) -> agent.Loaded:
+    reader = agent.Home(home, agent.Redactor())
+    return reader.load_profiles(reader.profile_files([]))
+
+
+def reading(citrix: Callable[[Folder], str]) -> float:
+    """Return how long it takes to read the profiles, each with such a ``citrix``."""
+    names = [f"profile-{number:04}" for number in range(PROFILES)]
+    with folder() as home:
+        home.profiles(names, citrix(home))
+        runs = [timed(lambda: load(home.path)) for _ in range(REPEATS)]
+    if any(len(loaded.profiles) != PROFILES for _, loaded in runs):
+        sys.exit(f"not every profile was usable: {runs[0][1].broken}")
+    return min(seconds for seconds, _ in runs)
+
+
+def own_block(_: Folder) -> str:
+    return "\n" + appliance_block("192.0.2.1")
+
+
+def shared_file(home: Folder) -> str:
+    home.appliance("ns", "192.0.2.1")
+    return " ns"
+
+
+def planner(home: pathlib.Path) -> tuple[list[agent.View], list[agent.Work]]:
+    """Return what plans every profile of a home folder, the appliances already read."""
+    session = agent.Session(agent.App(home, 0), "run", as_json=False)
+    config, profiles = session.load([])
+    run = agent.Run(
+        intent=agent.Intent(),
+        dry_run=False,
+        wait=None,
+        config=config,
+        store=session.store,
+        link=session.link,
+        tokens=agent.Tokens(config, session.redactor),
+        progress=lambda _: None,
+    )
+    views, works = [], []
+    for appliance, members in agent.by_appliance(profiles).items():
+        view = agent.View(appliance, session.link)
+        view.open()
+        scm = agent.connect_to_scm(config, run.tokens, session.link)
+        views.append(view)
+        works += [agent.Work(profile, view, scm, run) for profile in members]
+    return views, works
+
+
+def planning() -> float:
+    """Return how long observing and deciding takes, with all answers of the appliances there."""
+    with fleet(*FLEETS[-1]) as made:
+        made.install()
+        made.hurry()
+        views, works = planner(made.home.path)
+        seconds, _ = timed(lambda: [work.plan() for work in works])
+        for view in views:
+            view.close()
+    return seconds
+
+
+def config() -> None:
+    """Read and plan in this process, with the program's own functions."""
+    print(f"\n{PROFILES} profiles, in one process; the fastest of {REPEATS}")
+    for what, citrix in {"each with its own citrix": own_block, "of one file": shared_file}.items():
+        seconds = reading(citrix)
+        told(f"read and checked, {what}", f"{seconds:.2f} s", "2 s", met=seconds < 2)
+    seconds = planning()
+    told("planned (20 x 50, read appliances)", f"{seconds:.2f} s", "0.5 s", met=seconds < 0.5)
+
+
+PARTS: dict[str, Callable[[], None]] = {"idle": idle, "enroll": enroll, "config": config}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all if none")
+    parts = parser.parse_args(arguments).parts or list(PARTS)
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"there is no part {', '.join(unknown)}")
+    server.authority_pem()  # made here, so that all simulators have the same
+    ca.hierarchy()
+    for part in parts:
+        PARTS[part]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,932 @@
+"""What estates are made of: pairs, clusters, partitions, SNI, changing chains, many profiles."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime as dt
+import functools
+import itertools
+import pathlib
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import pytest
+from conftest import PASSWORD, Document, Lab
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from simulators.ca import Authority, ChainStyle, hierarchy, to_pem
+from simulators.netscaler import NetScaler, Variant, VirtualServer
+from simulators.pair import HaPair
+from simulators.reissue import reissued
+from simulators.scm import Scm
+from simulators.server import Fault, Request
+from test_faults import failed
+from test_lifecycle import age, leaf, served
+from test_run import KINDS, common_names, is_write, key_type
+
+TENANT = "/nsconfig/partitions/tenant-a/ssl"
+NITRO = "/nitro/v1/config/"
+Servers = list[dict[str, object]]
+
+
+def on(name: str, kind: str = "load_balancing", **more: object) -> Servers:
+    return [{"name": name, "type": kind, **more}]
+
+
+def plain(call: str) -> str:
+    """Return a request without what differs from run to run."""
+    call = re.sub(r"-\d{14}\.", "-TIME.", call.replace(NITRO, ""))
+    call = call.replace("&pageno=1", "").replace("pagesize=1000", "PAGE")
+    return re.sub(r"\?args=\S+", "", re.sub(r"ca_\w+", "ca_X", call))
+
+
+def calls(appliance: NetScaler, since: int = 0) -> list[str]:
+    return [plain(call) for call in appliance.server.calls(since)]
+
+
+def converged(lab: Lab, runs: int) -> None:
+    """Run until all is done, at most so often; then nothing is left to do or say."""
+    outcomes = []
+    for _ in range(runs):
+        outcomes.append(lab("run"))
+        if outcomes[-1].exit_code == 0:
+            break
+    assert outcomes[-1].exit_code == 0, [each.text for each in outcomes]
+    silent = lab("run")
+    assert (silent.exit_code, silent.text) == (0, "")
+
+
+# ----- HA pairs -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class PairLab:
+    """A lab whose appliance is a pair; the profile www names both nodes, ``a`` first."""
+
+    lab: Lab
+    pair: HaPair
+
+    def __post_init__(self) -> None:
+        self.pair.add_user("citrixagent", PASSWORD)
+        self.write_profile()
+
+    def write_profile(self, host: object = None) -> None:
+        hosts = host or [self.pair.a.host, self.pair.b.host]
+        self.lab.write_profile(citrix=self.lab.citrix(host=hosts))
+
+    def served(self) -> list[x509.Certificate]:
+        return self.pair.primary.virtual_servers["vs_www"].handshake()
+
+
+@contextlib.contextmanager
+def paired(folder: pathlib.Path, variant: Variant | None = None) -> Iterator[PairLab]:
+    with HaPair(variant=variant) as pair, Scm() as scm:
+        pair.add_virtual_server("vs_www", "load_balancing")
+        folder.mkdir(exist_ok=True)
+        made = PairLab(Lab(folder, pair.a, scm), pair)
+        made.lab.accept()
+        yield made
+        made.lab.check_secrets()
+        for node in (pair.a, pair.b):
+            assert not node.private_keys_read
+            assert not node.sessions
+
+
+@pytest.fixture
+def ha(tmp_path: pathlib.Path) -> Iterator[PairLab]:
+    with paired(tmp_path) as made:
+        yield made
+
+
+def missing_files(ha: PairLab) -> list[str]:
+    """Return the files that a saved configuration names and a node does not have."""
+    nodes = (ha.pair.a, ha.pair.b)
+    named = [
+        file for each in ha.pair.primary.stored.certkeys.values() for file in (each.cert, each.key)
+    ]
+    return [file for node in nodes for file in named if file and node.path(file) not in node.files]
+
+
+def check_pair(ha: PairLab, standby_writes: int = 0) -> None:
+    """Both nodes can serve the last certificate, also after they were started again."""
+    last = ha.lab.scm.orders[-1].leaf
+    assert ha.served()[0] == last
+    assert missing_files(ha) == []
+    assert ha.pair.primary.saved
+    for node in (ha.pair.a, ha.pair.b):
+        assert len(node.standby_writes) <= standby_writes, node.standby_writes
+    ha.pair.primary.reboot()
+    assert len(ha.served()) == 3
+    if not standby_writes:
+        ha.pair.failover()
+        ha.pair.primary.reboot()
+        assert ha.served()[0] == last
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_of_two_nodes_the_primary_is_used(ha: PairLab, swapped: bool) -> None:
+    if swapped:
+        ha.pair.failover()
+    outcome = ha.lab.json("run")
+    assert outcome.exit_code == 0
+    assert outcome.profile()["appliance"] == ha.pair.primary.host
+    assert calls(ha.pair.secondary) == (
+        ["POST login", "GET /nitro/v1/stat/hanode", "POST logout"] if swapped else []
+    )
+    check_pair(ha)
+
+
+def test_the_role_is_looked_at_before_every_write(ha: PairLab) -> None:
+    assert ha.lab("run").exit_code == 0
+    told = calls(ha.pair.a)
+    for before, call in itertools.pairwise(told):
+        assert before.endswith("stat/hanode") or not is_write(call) or "log" in call, call
+    syncs = [number for number, call in enumerate(told) if call == "POST hafiles?action=sync"]
+    assert len(syncs) == 2
+    csr = told.index("POST sslcertreq?action=create")
+    assert csr < syncs[0] < told.index("POST systemfile") < syncs[1] < told.index("POST sslcertkey")
+
+
+def test_a_node_that_is_down_is_passed_over(ha: PairLab) -> None:
+    ha.pair.failover()
+    ha.pair.a.server.refuse()
+    assert ha.lab("run").exit_code == 0
+    ha.pair.b.server.refuse()
+    kind, message = failed(ha.lab)
+    assert kind == "unreachable"
+    assert message.startswith(ha.pair.a.host)
+
+
+def test_where_only_the_standby_node_answers_nothing_is_done(ha: PairLab) -> None:
+    """What is in the way is the node that is down, and that is told."""
+    ha.pair.a.server.refuse()
+    kind, message = failed(ha.lab)
+    assert (kind, message.partition(":")[0]) == ("unreachable", "127.0.0.1")
+    assert message.startswith(ha.pair.a.host)
+    assert not any(map(is_write, ha.pair.b.server.calls()))
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_standby_nodes_are_refused(ha: PairLab, both: bool) -> None:
+    ha.pair.a.ha_state = ha.pair.b.ha_state = "Secondary"
+    ha.write_profile(None if both else ha.pair.b.host)
+    kind, message = failed(ha.lab)
+    host = ha.pair.a.host if both else ha.pair.b.host
+    assert (kind, message) == (
+        "standby",
+        f"{host} is the standby node of its HA pair: nothing was changed; name the primary, both "
+        "nodes, or a SNIP with management access, as citrix.host",
+    )
+    assert not ha.lab.scm.orders
+    for node in (ha.pair.a, ha.pair.b):
+        assert not any(map(is_write, node.server.calls()))
+
+
+def test_an_address_that_moves_with_the_primary(ha: PairLab) -> None:
+    ha.write_profile(ha.pair.host)
+    assert ha.lab("run").exit_code == 0
+    ha.pair.failover()
+    assert ha.lab("renew", "www").exit_code == 0
+    check_pair(ha)
+
+
+def test_list_asks_any_node(ha: PairLab) -> None:
+    assert ha.lab("run").exit_code == 0
+    ha.write_profile(ha.pair.b.host)
+    (row,) = ha.lab.json("list").document()["certificates"]
+    assert (row["certkey"], row["appliance"]) == ("www", ha.pair.b.host)
+
+
+def test_a_synchronization_that_is_busy_is_waited_for(ha: PairLab) -> None:
+    ha.pair.sync_busy = 2
+    assert ha.lab("run").exit_code == 0
+    check_pair(ha)
+
+
+@pytest.mark.parametrize(("busy", "code"), [(99, 3591), (0, 3592)])
+def test_a_synchronization_that_fails(ha: PairLab, busy: int, code: int) -> None:
+    """Nothing is ordered for a key that one node alone has; later the same key is used."""
+    ha.pair.sync_busy, ha.pair.sync_fails = busy, True
+    kind, message = failed(ha.lab)
+    assert kind == "appliance"
+    assert "sync HA files ssl: " in message
+    assert f"(NITRO {code}, " in message
+    assert not ha.lab.scm.orders
+    failed(ha.lab)
+    assert not ha.lab.scm.orders
+    ha.pair.sync_busy, ha.pair.sync_fails = 0, False
+    converged(ha.lab, 1)
+    assert len(ha.lab.scm.orders) == 1
+    created = [call for call in calls(ha.pair.a) if "key?action=create" in call]
+    assert len(created) == 1
+    check_pair(ha)
+
+
+@pytest.mark.parametrize("propagation", ["refuse", "silent"])
+@pytest.mark.parametrize("renewing", [False, True])
+def test_a_key_that_is_lost_is_replaced(
+    tmp_path: pathlib.Path, propagation: Literal["refuse", "silent"], renewing: bool
+) -> None:
+    """The order is paid for: a new key and a replacement of it, no second order."""
+    with paired(tmp_path, Variant(propagation=propagation)) as ha:
+        lab, pair = ha.lab, ha.pair
+        if renewing:
+            assert lab("run").exit_code == 0
+        lab.scm.issue_after = 1
+        assert lab("renew", "www", "--wait", "0").exit_code == 5
+        pair.failover()
+        del pair.b.files[f"/nsconfig/ssl/{lab.record()['order']['key_file']}"]
+        assert lab("run").exit_code == 1
+        converged(lab, 1)
+        first = ["enroll", "renew"] if renewing else ["enroll"]
+        assert [order.action for order in lab.scm.orders] == [*first, "replace"]
+        assert lab.scm.orders[-1].previous == lab.scm.orders[-2].cert_id
+        assert pair.out_of_sync == []
+        check_pair(ha)
+
+
+def prepare_enrollment(_: PairLab) -> None:
+    """Nothing is there."""
+
+
+def prepare_renewal(ha: PairLab) -> None:
+    """The successor has another issuer."""
+    age(ha.lab, 150)
+    assert ha.lab("run").exit_code == 0
+    age(ha.lab, 0)
+    ha.lab.scm.authority.generation = 37
+
+
+PREPARATIONS = {"enrollment": prepare_enrollment, "renewal": prepare_renewal}
+
+
+def learn(name: str, folder: pathlib.Path) -> list[str]:
+    """Return the requests of a clean run."""
+    with paired(folder) as ha:
+        PREPARATIONS[name](ha)
+        asked = len(ha.pair.a.server.requests)
+        assert ha.lab("run").exit_code == 0
+        return calls(ha.pair.a, asked)
+
+
+def try_failover(name: str, number: int, folder: pathlib.Path, variant: Variant) -> None:
+    """Fail over after a request; a write just after the look at the role cannot be held back."""
+    with paired(folder, variant) as ha:
+        PREPARATIONS[name](ha)
+        placed, at = len(ha.lab.scm.orders), len(ha.pair.a.server.requests) + number
+
+        def after(request: Request) -> None:
+            if request.number == at:
+                ha.pair.failover()
+
+        ha.pair.a.server.after = after
+        ha.lab("run")
+        ha.pair.a.server.after = None
+        assert ha.pair.primary is ha.pair.b
+        converged(ha.lab, 2)
+        actions = [order.action for order in ha.lab.scm.orders[placed:]]
+        first = "renew" if placed else "enroll"
+        assert actions in ([first], [first, "replace"])
+        looked = str(ha.pair.a.server.requests[at - 1]).endswith("stat/hanode")
+        check_pair(ha, standby_writes=int(looked))
+
+
+def every_failover(
+    name: str, folder: pathlib.Path, step: int = 1, variant: Variant | None = None
+) -> None:
+    clean = learn(name, folder / "clean")
+    for number in range(1, len(clean) + 1, step):
+        try:
+            try_failover(name, number, folder / str(number), variant or Variant())
+        except AssertionError as error:
+            raise AssertionError(f"{name}: after {number}, {clean[number - 1]}") from error
+
+
+@pytest.mark.parametrize("name", PREPARATIONS)
+def test_a_failover_at_some_requests(name: str, tmp_path: pathlib.Path) -> None:
+    every_failover(name, tmp_path, step=5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("propagation", ["refuse", "silent"])
+@pytest.mark.parametrize("name", PREPARATIONS)
+def test_a_failover_at_every_request(
+    name: str, propagation: Literal["refuse", "silent"], tmp_path: pathlib.Path
+) -> None:
+    every_failover(name, tmp_path, variant=Variant(propagation=propagation))
+
+
+# ----- Clusters -----------------------------------------------------------------------------------
+
+
+def test_a_cluster_gets_its_files_before_they_are_named(lab: Lab) -> None:
+    lab.appliance.cluster = "CLIP"
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    assert lab.appliance.file_syncs == [["ssl"]]
+    told = calls(lab.appliance)
+    assert told.index("POST clusterfiles?action=sync") < told.index("POST sslcertkey")
+    assert lab("renew", "www").exit_code == 0
+    assert lab.appliance.file_syncs == [["ssl"]] * 2
+    assert served(lab)[0] == leaf(lab)
+    assert lab("run").text == ""
+
+
+def test_a_node_of_a_cluster_is_refused(lab: Lab) -> None:
+    lab.appliance.cluster = "NODE"
+    lab.write_profile()
+    kind, message = failed(lab)
+    assert kind == "appliance"
+    assert message.startswith(f"{lab.appliance.host}: create ssl ecdsakey www-")
+    assert message.endswith("(NITRO 1203, HTTP 599): name the cluster IP address (CLIP) as host")
+    assert not lab.scm.orders
+    assert not lab.appliance.files
+    lab.appliance.cluster = "CLIP"
+    converged(lab, 1)
+
+
+# ----- Partitions ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tenant(lab: Lab) -> Lab:
+    """A lab whose profile www is of a partition, which has a vs_www as well."""
+    partition = lab.appliance.add_partition("tenant-a", ssl_directory=TENANT)
+    partition.add_virtual_server("vs_www", "load_balancing")
+    lab.write_profile(citrix=in_partition(lab))
+    return lab
+
+
+def in_partition(lab: Lab, **changes: object) -> Document:
+    return lab.citrix(**{"partition": "tenant-a", "ssl_directory": TENANT, **changes})
+
+
+def tenant_served(lab: Lab) -> list[x509.Certificate]:
+    return lab.appliance.partition("tenant-a").virtual_servers["vs_www"].handshake()
+
+
+def test_a_partition_is_served_saved_and_renewed(tenant: Lab) -> None:
+    own = tenant.appliance.partition("tenant-a")
+    assert tenant("run").exit_code == 0
+    assert calls(tenant.appliance)[1] == "POST nspartition?action=Switch"
+    for expected in ("enroll", "renew"):
+        assert tenant.scm.orders[-1].action == expected
+        assert {path.rpartition("/")[0] for path in tenant.appliance.files} == {TENANT}
+        assert own.saved
+        assert not tenant.appliance.certkeys
+        tenant.appliance.reboot()
+        assert tenant_served(tenant)[0] == leaf(tenant)
+        assert len(tenant_served(tenant)) == 3
+        assert tenant("run").text == ""
+        assert tenant("renew", "www").exit_code == 0
+
+
+def test_one_certkey_name_in_two_partitions(tenant: Lab) -> None:
+    """They are two certkeys; and one appliance is never written to by two."""
+    tenant.write_profile("default", certificate=tenant.certificate(name="www"))
+    crowd = Crowd(tenant.appliance)
+    outcome = tenant("run")
+    assert outcome.exit_code == 0
+    assert crowd.most == 1
+    assert len(tenant.scm.orders) == 2
+    assert {tenant_served(tenant)[0], served(tenant)[0]} == {leaf(tenant, 0), leaf(tenant, 1)}
+    assert tenant.appliance.saved
+    assert tenant.appliance.partition("tenant-a").saved
+    assert tenant("run").text == ""
+
+
+def test_an_unknown_partition(tenant: Lab) -> None:
+    tenant.write_profile(citrix=in_partition(tenant, partition="tenant-b"))
+    kind, message = failed(tenant)
+    assert kind == "appliance"
+    assert message.startswith(f"{tenant.appliance.host}: switch ns partition tenant-b: ")
+    assert message.endswith("(NITRO 2755, HTTP 599): check citrix.partition")
+
+
+@pytest.mark.parametrize("part", ["sslcertreq", "action=link", "action=save"])
+def test_a_new_session_is_of_the_partition_too(tenant: Lab, part: str) -> None:
+    killed: list[str] = []
+
+    def before(request: Request) -> None:
+        if part in str(request) and not killed:
+            killed.append(str(request))
+            tenant.appliance.kill_sessions()
+
+    tenant.appliance.server.before = before
+    assert tenant("run").exit_code == 0
+    assert calls(tenant.appliance).count("POST nspartition?action=Switch") == 2
+    assert killed
+    assert not tenant.appliance.certkeys
+    assert tenant.appliance.partition("tenant-a").saved
+    assert tenant_served(tenant)[0] == leaf(tenant)
+
+
+def test_a_partition_needs_its_directory(tenant: Lab) -> None:
+    path = tenant.write_profile(citrix=in_partition(tenant, ssl_directory=None))
+    outcome = tenant.json("run")
+    assert outcome.exit_code == 3
+    assert outcome.profile()["error"] == {
+        "kind": "config",
+        "message": f"{path}: citrix.ssl_directory: is missing: with citrix.partition it must be "
+        "given, no default is right everywhere",
+    }
+    assert not tenant.appliance.server.requests
+
+
+def test_a_partition_of_a_pair(ha: PairLab) -> None:
+    ha.pair.add_partition("tenant-a", TENANT)
+    own = ha.pair.a.partition("tenant-a")
+    own.add_virtual_server("vs_www", "load_balancing")
+    hosts = [ha.pair.a.host, ha.pair.b.host]
+    ha.lab.write_profile(citrix=in_partition(ha.lab, host=hosts))
+    assert ha.lab("run").exit_code == 0
+    ha.pair.failover()
+    assert ha.pair.b.partition("tenant-a").saved
+    assert tenant_served(ha.lab)[0] == leaf(ha.lab)
+    assert ha.lab("renew", "www").exit_code == 0
+    assert tenant_served(ha.lab)[0] == leaf(ha.lab)
+
+
+# ----- SNI ----------------------------------------------------------------------------------------
+
+
+def host_name(lab: Lab, name: str, kind: str = "ECDSA-P256", **changes: object) -> None:
+    """Write a profile of one host name, which is an SNI certificate of vs_sni."""
+    block = lab.certificate(
+        common_name=f"{name}.example.com", subject_alternative_names=None, key_type=kind
+    )
+    stem = name.replace("*", "any")
+    changes = {"virtual_servers": on("vs_sni", sni=True), **changes}
+    lab.write_profile(f"{stem}-{kind[0].lower()}", certificate=block, **changes)
+
+
+@pytest.fixture
+def hosting(lab: Lab) -> VirtualServer:
+    """An empty virtual server that takes SNI."""
+    return lab.appliance.add_virtual_server("vs_sni", "load_balancing", sni=True)
+
+
+def due_and_renewed(lab: Lab) -> None:
+    """Let what is there be renewed by a run."""
+    age(lab, 150)
+    assert lab("run").exit_code == 0
+    age(lab, 0)
+    outcome = lab.json("run")
+    assert outcome.exit_code == 0
+    assert {each["outcome"] for each in outcome.document()["profiles"]} == {"renewed"}
+    assert not any(each["warnings"] for each in outcome.document()["profiles"])
+    assert lab("run").text == ""
+
+
+def issued_for(lab: Lab, name: str, kind: str = "E") -> list[x509.Certificate]:
+    """Return what was issued for a name with RSA (R) or ECDSA (E) keys, the newest first."""
+    leaves = [order.leaf for order in reversed(lab.scm.orders) if order.names[0] == name]
+    return [each for each in leaves if each and key_type(each).startswith(kind)]
+
+
+def test_several_names_on_one_virtual_server(lab: Lab, hosting: VirtualServer) -> None:
+    """Each is presented to who asks for it, after a renewal and a reboot too."""
+    for name in ("a", "b", "*"):
+        host_name(lab, name)
+    due_and_renewed(lab)
+    lab.appliance.reboot()
+    wanted = {"a": "a", "b": "b", "other": "*"}
+    for asked, held in wanted.items():
+        chain = hosting.handshake(f"{asked}.example.com")
+        assert chain[0] == issued_for(lab, f"{held}.example.com")[0]
+        assert len(chain) == 3
+    assert [binding.sni for binding in lab.appliance.bindings] == [True] * 3
+
+
+def test_default_and_sni_certificate_in_one(lab: Lab, hosting: VirtualServer) -> None:
+    host_name(lab, "a", virtual_servers=[*on("vs_sni"), *on("vs_sni", sni=True)])
+    due_and_renewed(lab)
+    bound = [(binding.certkey, binding.sni) for binding in lab.appliance.bindings]
+    assert sorted(bound) == [("a-e", False), ("a-e", True)]
+    (newest, _) = issued_for(lab, "a.example.com")
+    assert hosting.handshake()[0] == hosting.handshake("a.example.com")[0] == newest
+    assert len(lab.scm.orders) == 2
+
+
+@pytest.mark.parametrize("sni", [False, True])
+def test_both_key_types_side_by_side(lab: Lab, hosting: VirtualServer, sni: bool) -> None:
+    """From two profiles; the renewal of one leaves the other alone."""
+    kinds = {"RSA": "RSA-2048", "ECDSA": "ECDSA-P256"}
+    for kind in kinds.values():
+        host_name(lab, "a", kind, virtual_servers=on("vs_sni", sni=sni))
+    assert lab("run").exit_code == 0
+
+    def presented(signatures: str) -> x509.Certificate:
+        return hosting.handshake("a.example.com", signatures)[0]
+
+    for turn, (signatures, kind) in enumerate(kinds.items(), 1):
+        (other,) = {*kinds} - {signatures}
+        kept = presented(other)
+        outcome = lab.json("renew", f"a-{kind[0].lower()}")
+        (profile,) = outcome.document()["profiles"]
+        assert (profile["outcome"], profile["warnings"]) == ("renewed", [])
+        assert key_type(presented(signatures)) == kind
+        assert presented(signatures) == leaf(lab)
+        assert presented(other) == kept
+        assert len(lab.scm.orders) == 2 + turn
+    assert lab("run").text == ""
+
+
+def test_sni_that_is_not_enabled_is_told_before_ordering(lab: Lab) -> None:
+    host_name(lab, "a", virtual_servers=on("vs_www", sni=True))
+    outcome = lab.json("run")
+    assert outcome.exit_code == 1
+    assert outcome.profile("a-e")["error"] == {
+        "kind": "appliance",
+        "message": f'SNI is not enabled on the virtual server "vs_www" of {lab.appliance.host}: '
+        'set ssl vserver "vs_www" -SNIEnable ENABLED',
+    }
+    assert not any(map(is_write, lab.appliance.server.calls()))
+    assert not lab.scm.orders
+
+
+@pytest.mark.parametrize(
+    ("names", "code"),
+    [(["a.example.com"], 3629), (["new.example.com", "a.example.com"], 1674)],
+)
+def test_a_name_that_another_certificate_has(
+    lab: Lab, hosting: VirtualServer, names: list[str], code: int
+) -> None:
+    host_name(lab, "a")
+    assert lab("run").exit_code == 0
+    block = lab.certificate(common_name=names[0], subject_alternative_names=names[1:])
+    lab.write_profile("twin", certificate=block, virtual_servers=on("vs_sni", sni=True))
+    outcome = lab.json("run", "twin")
+    error = outcome.profile("twin")["error"]
+    assert (outcome.exit_code, error["kind"]) == (1, "appliance")
+    assert "bind ssl vserver vs_sni -certkeyName twin: " in error["message"]
+    assert f"(NITRO {code}, HTTP 599): another SNI certificate there holds" in error["message"]
+    assert hosting.handshake("a.example.com")[0] == issued_for(lab, "a.example.com")[-1]
+    lab.appliance.running.bindings.clear()
+    assert lab("run", "twin").exit_code == 0
+    assert len(lab.scm.orders) == 2
+
+
+def test_a_default_certificate_is_proved_beside_sni_certificates(
+    lab: Lab, hosting: VirtualServer
+) -> None:
+    """Who asks for its name gets the SNI certificate of another profile: no reason to undo."""
+    host_name(lab, "*")
+    required = {"handshake": "required"}
+    host_name(lab, "a", virtual_servers=on("vs_sni"), verification=required)
+    for command in (["run"], ["renew", "a-e"]):
+        outcome = lab.json(*command)
+        assert outcome.profile("a-e")["error"] is None
+    assert hosting.handshake()[0] == issued_for(lab, "a.example.com")[0]
+
+
+# ----- Chains -------------------------------------------------------------------------------------
+
+CROSSED = ChainStyle(cross=True)
+UNCROSSED = ChainStyle(cross=False)
+LINKS: tuple[Literal["break", "keep", "refuse"], ...] = ("break", "keep", "refuse")
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize(
+    ("before", "after", "generation", "presented"),
+    [
+        (CROSSED, CROSSED, 37, ["CA DV E37", "Root E46"]),
+        (CROSSED, UNCROSSED, 37, ["CA DV E37"]),
+        (UNCROSSED, CROSSED, 37, ["CA DV E37", "Root E46"]),
+        (UNCROSSED, CROSSED, 36, ["CA DV E36", "Root E46"]),
+        (CROSSED, UNCROSSED, 36, ["CA DV E36", "Root E46"]),
+    ],
+    ids=["other issuer", "shorter", "longer", "cross-signed since", "cross-signed no more"],
+)
+def test_a_chain_that_changes_at_renewal(
+    lab: Lab,
+    before: ChainStyle,
+    after: ChainStyle,
+    generation: int,
+    presented: list[str],
+    link: Literal["break", "keep", "refuse"],
+) -> None:
+    lab.appliance.variant = Variant(update_link=link)
+    lab.write_profile()
+    lab.scm.answer = before
+    age(lab, 150)
+    assert lab("run").exit_code == 0
+    lab.scm.answer, lab.scm.authority.generation = after, generation
+    age(lab, 0)
+    intermediates = {name for name in lab.appliance.certkeys if name != "www"}
+    outcome = lab.json("run").profile()
+    assert (outcome["outcome"], outcome["warnings"]) == ("renewed", [])
+    lab.appliance.reboot()
+    assert served(lab)[0] == leaf(lab)
+    assert common_names(served(lab)) == ["www.example.com", *presented]
+    assert intermediates <= set(lab.appliance.certkeys)
+    assert lab("run").text == ""
+    listed = lab.json("list", "--all").document()["certificates"]
+    assert {each["certkey"] for each in listed} == set(lab.appliance.certkeys)
+    assert {each["certkey"] for each in listed if each["managed"]} == {"www"}
+
+
+def test_an_issuer_that_is_shared_stays_linked(lab: Lab) -> None:
+    """The renewal of one profile does not touch the chain of the other."""
+    other = lab.appliance.add_virtual_server("vs_two", "gateway")
+    lab.write_profile("one")
+    lab.write_profile("two", virtual_servers=on("vs_two", "gateway"))
+    assert lab("run").exit_code == 0
+    kept = other.handshake()
+    lab.scm.authority.generation = 37
+    assert lab("renew", "one").exit_code == 0
+    assert other.handshake() == kept
+    assert common_names(served(lab))[1:] == ["CA DV E37", "Root E46"]
+
+
+@pytest.mark.parametrize(("days", "told"), [(-1, "expired"), (29, "expires"), (31, "")], ids=str)
+def test_an_intermediate_that_ends_soon_is_warned_about(lab: Lab, days: int, told: str) -> None:
+    now = dt.datetime.now(dt.timezone.utc).replace(microsecond=0)
+    key, end = ec.generate_private_key(ec.SECP256R1()), now + dt.timedelta(days=days, hours=1)
+    names = ["www.example.com", "example.com", "192.0.2.10"]
+    own = Authority().certify(key.public_key(), names, now, now + dt.timedelta(days=90))
+    ending = reissued(hierarchy()["CA DV E36"], end)
+    lab.appliance.install("www", to_pem([own]), private_pem(key), [to_pem([ending])])
+    lab.appliance.bind("vs_www", "www")
+    lab.write_profile()
+    issuer = lab.appliance.certkeys["www"].link
+    warnings = [f"the intermediate {issuer} {told} at {end:%Y-%m-%dT%H:%M:%SZ}"] if told else []
+    outcome = lab.json("run")
+    assert (outcome.exit_code, outcome.profile()["outcome"]) == (0, "unchanged")
+    assert outcome.profile()["warnings"] == warnings
+    assert lab("renew", "www").exit_code == 0
+    assert lab("run").text == ""
+    assert ending not in served(lab)
+
+
+# ----- Many profiles ------------------------------------------------------------------------------
+
+
+class Crowd:
+    """Notes how many sessions an appliance has at most, and which it gets when."""
+
+    def __init__(self, appliance: NetScaler) -> None:
+        self.most = 0
+        self._appliance = appliance
+        appliance.server.after = self.look
+
+    def look(self, _: Request) -> None:
+        self.most = max(self.most, len(self._appliance.sessions))
+
+
+def write_many(lab: Lab, number: int) -> list[str]:
+    """Write so many profiles, each for a virtual server of its own, of all kinds in turn."""
+    names = [f"p{index}" for index in range(number)]
+    for name, kind in zip(names, itertools.cycle(KINDS), strict=False):
+        lab.appliance.add_virtual_server(name, kind)
+        lab.write_profile(name, virtual_servers=on(name, kind))
+    return names
+
+
+def adopt_many(lab: Lab, number: int) -> None:
+    """Write so many profiles whose certificates are there already: that is the quick way."""
+    for name in write_many(lab, number):
+        key = ec.generate_private_key(ec.SECP256R1())
+        now = lab.scm.now()
+        block = lab.certificate()
+        names = [block["common_name"], *block["subject_alternative_names"]]
+        own = Authority().certify(key.public_key(), names, now, now + dt.timedelta(days=90))
+        lab.appliance.install(name, to_pem([own]), private_pem(key))
+        lab.appliance.bind(name, name)
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL
+    return key.private_bytes(encoding, form, serialization.NoEncryption()).decode()
+
+
+OPENING = [
+    "POST login",
+    "GET /nitro/v1/stat/hanode",
+    "GET sslcertkey?PAGE",
+    "GET sslvserver_sslcertkey_binding?bulkbindings=yes&PAGE",
+]
+NEW_KEY = [
+    "POST sslecdsakey?action=create",
+    "POST sslcertreq?action=create",
+    "GET systemfile",
+    "POST systemfile",
+    "GET nsconfig",
+]
+CLOSING = ["DELETE systemfile/www-TIME.csr", "POST logout"]
+
+
+@pytest.mark.parametrize("number", [1, 10, 40])
+def test_requests_where_nothing_is_due(lab: Lab, number: int) -> None:
+    adopt_many(lab, number - 1)
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    lab.write_scm(check_revocation=False)
+    asked, ordered = len(lab.appliance.server.requests), len(lab.scm.server.requests)
+    assert lab("run").text == ""
+    assert calls(lab.appliance, asked) == [*OPENING, "POST logout"]
+    assert len(lab.scm.server.requests) == ordered
+
+
+def with_chain(lab: Lab) -> Lab:
+    """Put the chain on the appliance with the certificate of another profile."""
+    lab.appliance.add_virtual_server("vs_other", "gateway")
+    lab.write_profile("other", virtual_servers=on("vs_other", "gateway"))
+    assert lab("run", "other").exit_code == 0
+    lab.write_profile()
+    return lab
+
+
+def test_requests_of_one_enrollment(lab: Lab) -> None:
+    with_chain(lab)
+    lab.scm.issue_after = 1
+    asked, ordered = len(lab.appliance.server.requests), len(lab.scm.server.requests)
+    assert lab("run", "www").exit_code == 0
+    assert calls(lab.appliance, asked) == [
+        *OPENING,
+        "GET lbvserver?PAGE",
+        *NEW_KEY,
+        "POST sslcertkey",
+        "POST sslcertkey?action=link",
+        "GET sslcertkey/www",
+        "PUT sslvserver_sslcertkey_binding",
+        "GET sslvserver_sslcertkey_binding/vs_www",
+        "POST nsconfig?action=save",
+        *CLOSING,
+    ]
+    assert len(calls(lab.appliance, asked)) <= 19
+    assert [
+        call.partition("?")[0].rpartition("/")[2] for call in lab.scm.server.calls(ordered)
+    ] == [
+        "token",
+        "certificates",
+        "1000002",
+        "status",
+        "1000002",
+    ]
+
+
+def test_requests_of_one_renewal(lab: Lab) -> None:
+    """The third generation's has two more: the files of the first are deleted."""
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    expected = [
+        *OPENING,
+        *NEW_KEY,
+        "POST sslcertkey?action=update",
+        "GET sslcertkey/www",
+        "POST nsconfig?action=save",
+        "GET lbvserver?PAGE",
+    ]
+    old = ["DELETE systemfile/www-TIME.key", "DELETE systemfile/www-TIME.crt"]
+    for deleted in ([], old, old):
+        asked = len(lab.appliance.server.requests)
+        assert lab("renew", "www").exit_code == 0
+        told = calls(lab.appliance, asked)
+        assert told == [*expected, CLOSING[0], *deleted, CLOSING[1]]
+        assert len(told) <= 17
+
+
+def test_one_session_and_one_save_for_several_profiles(lab: Lab) -> None:
+    """All are ordered before the first is asked for, and they are waited for together."""
+    write_many(lab, 5)
+    lab.scm.issue_delay = 1.5
+    start = time.monotonic()
+    assert lab("run").exit_code == 0
+    assert time.monotonic() - start < 5 * 1.5
+    told = calls(lab.appliance)
+    for once in ("POST login", "POST logout", "POST nsconfig?action=save", "GET nsconfig"):
+        assert told.count(once) == 1
+    places = [call.partition(" ")[0] for call in lab.scm.server.calls()]
+    assert places == ["POST"] * 6 + ["GET"] * (len(places) - 6)
+    token, *_ = [call for call in lab.scm.server.calls() if call.endswith("/token")]
+    assert lab.scm.server.calls().count(token) == 1
+
+
+@dataclasses.dataclass
+class Estate:
+    """Two appliances; the profiles are a and b."""
+
+    lab: Lab
+    appliances: Sequence[NetScaler]
+
+    def order_of_requests(self) -> list[str]:
+        """Let both note what they are asked from now on."""
+        noted: list[str] = []
+        for name, appliance in zip("ab", self.appliances, strict=True):
+            appliance.server.before = functools.partial(_note, noted, name)
+        return noted
+
+
+def _note(noted: list[str], name: str, _: Request) -> None:
+    noted.append(name)
+
+
+@pytest.fixture
+def estate(lab: Lab) -> Iterator[Estate]:
+    with NetScaler() as second:
+        second.add_user("citrixagent", PASSWORD)
+        second.add_virtual_server("vs_www", "load_balancing")
+        for name, appliance in (("a", lab.appliance), ("b", second)):
+            lab.write_profile(name, citrix=lab.citrix(host=appliance.host))
+        yield Estate(lab, (lab.appliance, second))
+        assert not second.sessions
+
+
+def test_appliances_are_handled_in_parallel(estate: Estate) -> None:
+    """Each waits with its first answer until the other is asked too."""
+    meeting = threading.Barrier(2, timeout=10)
+
+    def before(request: Request) -> None:
+        if request.number == 1:
+            meeting.wait()
+
+    for appliance in estate.appliances:
+        appliance.server.before = before
+    assert estate.lab("run").exit_code == 0
+    assert len(estate.lab.scm.orders) == 2
+
+
+def test_times_of_appliances_do_not_add_up(estate: Estate) -> None:
+    assert estate.lab("run").exit_code == 0
+    for appliance in estate.appliances:
+        appliance.server.latency = 0.1
+
+    def duration(*options: str) -> float:
+        start = time.monotonic()
+        assert estate.lab("run", *options).text == ""
+        return time.monotonic() - start
+
+    assert duration() < 0.8 * duration("--jobs", "1")
+
+
+def test_one_job_is_one_appliance_after_another(estate: Estate) -> None:
+    noted = estate.order_of_requests()
+    assert estate.lab("run", "--jobs", "1").exit_code == 0
+    assert [name for name, _ in itertools.groupby(noted)] in (["a", "b"], ["b", "a"])
+
+
+def test_an_appliance_that_is_silent_costs_its_own_profiles_only(estate: Estate) -> None:
+    gone = estate.appliances[0]
+    gone.server.faults.append(Fault("hang", times=99, seconds=20))
+    for name in ("c", "d"):
+        block = estate.lab.citrix(host=gone.host, timeout=2)
+        estate.lab.write_profile(name, citrix=block, certificate=estate.lab.certificate(name=name))
+    estate.lab.write_profile("a", citrix=estate.lab.citrix(host=gone.host, timeout=2))
+    start = time.monotonic()
+    outcome = estate.lab.json("run")
+    assert time.monotonic() - start < 4
+    assert outcome.exit_code == 1
+    outcomes = {each["profile"]: each["outcome"] for each in outcome.document()["profiles"]}
+    assert outcomes == {"a": "failed", "b": "enrolled", "c": "failed", "d": "failed"}
+    assert len(gone.server.requests) == 1
+
+
+def test_one_appliance_in_two_ways_is_handled_in_turn(lab: Lab) -> None:
+    """The blocks differ, the address does not: never two sessions, never two writes at once."""
+    lab.appliance.add_virtual_server("vs_two", "gateway")
+    lab.write_profile("one")
+    lab.write_profile("two", citrix=lab.citrix(timeout=21), virtual_servers=on("vs_two", "gateway"))
+    lab.appliance.server.latency = 0.02
+    crowd = Crowd(lab.appliance)
+    assert lab("run").exit_code == 0
+    assert (lab.appliance.logins, crowd.most) == (2, 1)
+
+
+def test_one_pair_in_two_ways_is_handled_in_turn(ha: PairLab) -> None:
+    ha.pair.add_virtual_server("vs_two", "gateway")
+    ha.lab.write_profile("two", citrix=ha.lab.citrix(), virtual_servers=on("vs_two", "gateway"))
+    ha.pair.a.server.latency = 0.01
+    crowd = Crowd(ha.pair.a)
+    assert ha.lab("run").exit_code == 0
+    assert (ha.pair.a.logins, crowd.most) == (2, 1)
+
+
+@pytest.mark.parametrize("number", [999, 1000, 1001, 2001])
+def test_long_lists_are_read_in_pages(lab: Lab, number: int) -> None:
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    for index in range(number - 1):  # vs_www is one
+        lab.appliance.virtual_servers[f"vs_{index}"] = plain_server(f"vs_{index}")
+    last = lab.appliance.add_virtual_server("vs_last", "gateway")
+    lab.appliance.virtual_servers["vs_www"] = lab.appliance.virtual_servers.pop("vs_www")
+    lab.appliance.running.bindings.clear()
+    asked = len(lab.appliance.server.requests)
+    assert lab.json("run").profile()["outcome"] == "repaired"
+    assert last.kind == "gateway"
+    pages = [call for call in lab.appliance.server.calls(asked) if "/lbvserver?" in call]
+    assert [call.rpartition("=")[2] for call in pages] == [
+        str(page) for page in range(1, number // 1000 + 2)
+    ]
+    assert served(lab)[0] == leaf(lab)
+
+
+def plain_server(name: str) -> VirtualServer:
+    """Return a virtual server that costs nothing: it ends no TLS, so it does not listen."""
+    return VirtualServer(name, "load_balancing", "HTTP", sni=False)
