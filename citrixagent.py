@@ -1593,7 +1593,11 @@ def _roll_back(profile: Profile, seen: Observed) -> Plan:
         )
     if record.order and record.order.sent:
         which = record.order.cert_id or "of unknown outcome"
-        raise AgentError("state", f"order {which} is open: let a run finish it first")
+        raise AgentError(
+            "state",
+            f"order {which} is open: finish it first, with citrixagent.py run {profile.name}, or "
+            f"give it up with citrixagent.py enroll --force {profile.name}",
+        )
     previous, installed = record.previous, record.installed
     if not (previous and installed and certificate and installed.serial == certificate.serial):
         raise AgentError("state", f"there is no previous certificate of {profile.name} to put back")
@@ -1634,8 +1638,13 @@ def _check_anew(profile: Profile, seen: Observed, order: Order, intent: Intent) 
                 f"citrixagent.py enroll {profile.name}",
             )
         return
-    left = seen.certificate.not_after - seen.now if seen.certificate else None
-    lapsing = profile.auto_renew and left is not None and left < LAPSE
+    held = seen.certificate
+    lapsing = (
+        held is not None
+        and profile.auto_renew
+        and held.not_after - seen.now < LAPSE
+        and _due(profile, held, seen.now)[0]
+    )
     if not (lapsing or (intent.force and intent.command == "enroll")):
         raise AgentError("unknown_outcome", unknown_outcome_text(profile.name, order))
 
@@ -1699,7 +1708,8 @@ def decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
     order = seen.record.order if plan.resumes else None
     agreed = intent.force or (order is not None and order.replace_bound)
     # What is installed is renewed all the same: only the binding is then refused, at the end.
-    if plan.first and seen.conflicts and not agreed and not (plan.action and seen.certificate):
+    succeeds = seen.certificate is not None and Step.INSTALL in plan.steps(profile)
+    if plan.first and seen.conflicts and not (agreed or succeeds):
         raise AgentError("state", conflict_text(profile.name, seen.conflicts))
     return plan
 
@@ -3813,7 +3823,8 @@ class Work:
         order = record.order
         if not (order and order.pem and row and row.serial == order.serial) or record.unsaved:
             return
-        if record.unverified and self.profile.handshake == "required":
+        proof = self.profile.handshake == "required" and self._run.intent.command != "rollback"
+        if record.unverified and proof:
             return
         self._promote(order)
 
@@ -3913,7 +3924,8 @@ class Work:
         )
 
     def _is_revoked(self, cert_id: str) -> bool:
-        if not self._run.config.check_revocation or self._run.intent.command != "run":
+        asked = self._run.intent.command in {"run", "enroll"}
+        if not (asked and self._run.config.check_revocation):
             return False
         try:
             return self._scm.status(cert_id) == "REVOKED"
@@ -4970,6 +4982,14 @@ class Session:
                     log.info("%s", text)
 
 
+@dataclasses.dataclass(frozen=True)
+class Revocation:
+    """Why a certificate is revoked: a name of REVOCATION_REASONS, and words for SCM."""
+
+    reason: str
+    message: str
+
+
 REVOCATION_REASONS: Mapping[str, int] = {  # RFC 5280's numbers, as far as SCM takes them
     "unspecified": 0,
     "keyCompromise": 1,
@@ -5037,8 +5057,8 @@ def run_command(
 @click.option(
     "--force",
     is_flag=True,
-    help="Order even though a valid certificate is installed, an order's outcome is unknown, or "
-    "another certificate is bound.",
+    help="Order even though a valid certificate is installed or an order's outcome is unknown; "
+    "give up an order that failed or no longer fits; replace other certificates that are bound.",
 )
 @click.option(
     "--cert-id", metavar="ID", help="Go on with an order that SCM has, instead of placing one."
@@ -5210,18 +5230,40 @@ def replace_command(
     session.run(lambda s: s.execute(profiles, intent, wait, jobs=1))
 
 
-def _revoke(store: Store, scm: Sectigo, result: Result, reason: str, message: str) -> None:
-    record = store.load(result.profile)
-    installed = record.installed
-    if not (installed and installed.cert_id):
-        text = f"{result.profile} has no certificate that was ordered with this tool"
-        raise AgentError("state", f"{text}: revoke it in SCM")
-    scm.revoke(installed.cert_id, REVOCATION_REASONS[reason], message or f"revoked: {reason}")
-    record.revoked = installed.serial
-    store.save(record)
-    result.cert_id = installed.cert_id
-    result.show(read_chain(installed.pem)[0])
-    result.outcome, result.reason = "revoked", reason
+def _ordered(record: Record) -> dict[str, tuple[str, str]]:
+    """Return id and PEM, by serial, of what this tool ordered and may have in service."""
+    found = {}
+    if (installed := record.installed) and installed.cert_id:
+        found[installed.serial] = (installed.cert_id, installed.pem)
+    if (order := record.order) and order.pem and order.serial and order.cert_id:
+        found[order.serial] = (order.cert_id, order.pem)
+    return found
+
+
+def _revoke(
+    session: Session, scm: Sectigo, profile: Profile, result: Result, wish: Revocation
+) -> None:
+    record = session.store.load(profile.name)
+    held = _ordered(record)
+    if len(held) > 1:  # one installed but not proved: the appliance knows which is in service
+        view = View(profile.appliance, session.link)
+        try:
+            view.open(standby=True)
+        finally:
+            view.close()
+        row = view.certkeys.get(profile.certkey)
+        held = {serial: each for serial, each in held.items() if row and row.serial == serial}
+    for serial, (cert_id, pem) in held.items():
+        message = wish.message or f"revoked: {wish.reason}"
+        scm.revoke(cert_id, REVOCATION_REASONS[wish.reason], message)
+        record.revoked = serial
+        session.store.save(record)
+        result.cert_id = cert_id
+        result.show(read_chain(pem)[0])
+        result.outcome, result.reason = "revoked", wish.reason
+        return
+    text = f"{profile.name} has no certificate that was ordered with this tool"
+    raise AgentError("state", f"{text}: revoke it in SCM")
 
 
 def revoke(session: Session, name: str, reason: str, message: str, *, sure: bool) -> None:
@@ -5235,7 +5277,7 @@ def revoke(session: Session, name: str, reason: str, message: str, *, sure: bool
         with session.lock(), session.logging():
             scm = connect_to_scm(config, Tokens(config, session.redactor), session.link)
             try:
-                _revoke(session.store, scm, result, reason, message)
+                _revoke(session, scm, profile, result, Revocation(reason, message))
             except AgentError as error:
                 result.fail(error)
             log.info("%s", _line(result))

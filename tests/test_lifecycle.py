@@ -484,3 +484,38 @@ def test_a_refused_admin_login(lab: Lab) -> None:
     assert message == (
         "SCM refused the list of types: Unknown user (code -16): check the credentials in scm.yaml"
     )
+
+
+def test_what_is_in_service_is_revoked_though_it_was_never_proved(lab: Lab) -> None:
+    """The appliance tells which of two certificates the certkey holds."""
+    age(lab, 150)
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    age(lab, 0)
+    connect = {"name": "vs_www", "type": "load_balancing", "connect": "127.0.0.1:1"}
+    lab.write_profile(virtual_servers=[connect], verification={"handshake": "required"})
+    failed(lab)
+    assert lab("revoke", "www", "--reason", "superseded", "--yes").exit_code == 0
+    assert [order.status for order in lab.scm.orders] == ["Issued", "Revoked"]
+
+
+def test_a_rollback_of_what_was_never_proved(lab: Lab) -> None:
+    age(lab, 150)
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    old = served(lab)
+    age(lab, 0)
+    connect = {"name": "vs_www", "type": "load_balancing", "connect": "127.0.0.1:1"}
+    lab.write_profile(virtual_servers=[connect], verification={"handshake": "required"})
+    failed(lab)
+    lab.write_profile()
+    lab.write_profile(virtual_servers=[connect], verification={"handshake": "required"})
+    failed(lab, "rollback", "www")
+    assert served(lab) == old
+
+
+def test_enroll_sees_that_a_certificate_was_revoked(lab: Lab) -> None:
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    lab.scm.revoke(lab.scm.orders[0], 4, "by hand")
+    assert lab.json("enroll", "www").profile()["outcome"] == "enrolled"
