@@ -1115,6 +1115,7 @@ def _describe(certificate: x509.Certificate) -> Certificate:
     )
 
 
+@functools.cache
 def read_certificate(data: bytes) -> Certificate:
     """Read one certificate in PEM or DER; ValueError when it is none."""
     return _describe(_load(data))
@@ -1718,6 +1719,7 @@ def decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
 
 _RETRY_DELAYS = (0.5, 1.0, 2.0)  # seconds
 _LONGEST_PAUSE = 60.0  # seconds; a server that asks for more is left alone until the next run
+_KEPT = 1.0  # seconds of silence after which a connection is not trusted with a write
 _TRANSIENT = frozenset({429, 500, 502, 503, 504})
 
 
@@ -1752,11 +1754,12 @@ class Redactor:
     """
 
     def __init__(self) -> None:
-        self._secrets: set[str] = set()
+        self._secrets: tuple[str, ...] = ()  # the longest first: one may be a part of another
 
     def add(self, secret: str) -> None:
         if len(secret) >= 4:
-            self._secrets |= {secret, urllib.parse.quote(secret, safe=""), json.dumps(secret)[1:-1]}
+            forms = {secret, urllib.parse.quote(secret, safe=""), json.dumps(secret)[1:-1]}
+            self._secrets = tuple(sorted({*self._secrets, *forms}, key=len, reverse=True))
 
     def hide_in(self, data: Any) -> Any:  # noqa: ANN401 - JSON
         """Return JSON data with the secrets hidden in its texts."""
@@ -1767,7 +1770,7 @@ class Redactor:
         return [self.hide_in(item) for item in data] if isinstance(data, list) else data
 
     def hide(self, text: str) -> str:
-        for secret in sorted(self._secrets, key=len, reverse=True):
+        for secret in self._secrets:
             text = text.replace(secret, "<hidden>")
         return text
 
@@ -1916,6 +1919,7 @@ class Transport:
         self._link = link
         self._proxies = proxies
         self._session = _session(tls)
+        self._used = 0.0
         self.is_ending = False  # a last request is sent also after an interruption
 
     def close(self) -> None:
@@ -1936,7 +1940,7 @@ class Transport:
         only where it cannot have been carried out: no connection, 429, 503 with Retry-After. A
         time-out is never tried again: a server that is down costs one. Raises TransportError.
         """
-        if not repeatable:
+        if not repeatable and time.monotonic() - self._used > _KEPT:
             self._session.close()  # a kept connection that breaks would leave the outcome unknown
         for delay in (*_RETRY_DELAYS, None):
             pause = delay
@@ -1977,7 +1981,8 @@ class Transport:
         except requests.RequestException as error:
             log.debug("%s: %s: %s", self._label, call, type(error).__name__)
             raise self._explain(error) from None
-        took = (time.monotonic() - start) * 1000
+        self._used = time.monotonic()
+        took = (self._used - start) * 1000
         log.debug("%s: %s: %s (%.0f ms)", self._label, call, response.status_code, took)
         return Answer(response.status_code, response.content, response.headers)
 
@@ -2019,7 +2024,7 @@ def _probing_context() -> ssl.SSLContext:
     return context
 
 
-def _presented(context: ssl.SSLContext, host: str, port: int, server_name: str) -> bytes:
+def _presented(context: ssl.SSLContext, host: str, port: int, server_name: str | None) -> bytes:
     timeout = 5  # seconds
     with (
         socket.create_connection((host, port), timeout=timeout) as connection,
@@ -2028,7 +2033,7 @@ def _presented(context: ssl.SSLContext, host: str, port: int, server_name: str) 
         return tls.getpeercert(binary_form=True) or b""
 
 
-def presented_certificate(host: str, port: int, server_name: str, key_type: str) -> bytes:
+def presented_certificate(host: str, port: int, server_name: str | None, key_type: str) -> bytes:
     """Return the DER certificate that a TLS server presents; OSError where there is none.
 
     Where a server holds certificates of both key types, the one of ``key_type`` is asked for: only
@@ -2567,7 +2572,7 @@ class NetScaler:
         body: Document | None = None,
     ) -> Document:
         if method != "GET" and self._is_watched and resource not in {"login", "logout"}:
-            self._check_role()
+            self.check_role()
         url = f"https://{self.host}/nitro/v1/{root}/{resource}"
         url += f"/{_twice(name)}" if name else ""
         url += f"?{query}" if query else ""
@@ -2580,7 +2585,8 @@ class NetScaler:
         self.login()
         return self._send(method, url, asked, body)
 
-    def _check_role(self) -> None:
+    def check_role(self) -> None:
+        """Raise AgentError (standby) where this node of a pair is no longer the primary."""
         if self.is_standby():
             text = f"{self.host} has become the standby node during this run"
             raise AgentError("standby", f"{text}: the next run goes on at the other node")
@@ -3271,6 +3277,16 @@ def _is_file(path: pathlib.Path) -> bool:
     return False
 
 
+@functools.cache
+def _is_bundle(path: str) -> bool:
+    """Tell whether a file holds certificates to trust; asked once per run, for it takes a while."""
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError:
+        return False
+    return True
+
+
 class DiskSource:
     """A YAML file on disk; a Source."""
 
@@ -3300,10 +3316,8 @@ class DiskSource:
 
     def resolve_bundle(self, path: str) -> str:
         found = self.resolve(path)
-        try:
-            ssl.create_default_context(cafile=found)
-        except OSError:
-            raise ValueError(f"{found} is not a PEM file of certificates") from None
+        if not _is_bundle(found):
+            raise ValueError(f"{found} is not a PEM file of certificates")
         return found
 
     def fetch(self, way: str, value: str) -> str:
@@ -3594,6 +3608,11 @@ class View:
             self.client.sync_files(cluster=True)
         self._is_synced = True
 
+    def save(self) -> None:
+        self.client.save()
+        if self.client.is_pair:
+            self.client.check_role()  # what a standby node was told to save is not saved
+
     def _in_cluster(self) -> bool:
         if self._is_cluster is None:
             self._is_cluster = self.client.is_cluster()
@@ -3626,6 +3645,10 @@ class View:
             binding.certkey == certkey and binding.sni == server.sni and not binding.ca
             for binding in self._bindings.get(server.name, ())
         )
+
+    def has_sni(self, server: VirtualServer) -> bool:
+        """Tell whether a virtual server chooses by name, so that a name may get another one."""
+        return any(binding.sni for binding in self._bindings.get(server.name, ()))
 
     def bindings_of(self, certkey: str) -> list[Binding]:
         rows = [binding for found in self._bindings.values() for binding in found]
@@ -3715,7 +3738,7 @@ def read_chain(pem: str) -> list[Certificate]:
 def known_certificate(record: Record, row: CertKey) -> Certificate | None:
     """Return a certkey's certificate from a record, where that knows it."""
     for pem in (record.installed.pem if record.installed else "", record.seen or ""):
-        if pem and (leaf := read_chain(pem)[0]).serial == row.serial:
+        if pem and (leaf := read_certificate(pem.encode())).serial == row.serial:
             return leaf
     return None
 
@@ -3779,8 +3802,8 @@ class Work:
         self.result.reason = self._plan.reason
         self.result.warnings += self._plan.warnings
         self.result.notices += self._plan.notices
-        self.result.warnings += self._view.expiring(self.profile.certkey, seen.now)
-        log.info("%s: %s: %s", self.profile.name, self._plan.outcome, self._plan.reason)
+        level = logging.INFO if self._todo else logging.DEBUG
+        log.log(level, "%s: %s: %s", self.profile.name, self._plan.outcome, self._plan.reason)
         if seen.unbound and self._todo:
             self._check_virtual_servers()
         if not self._run.dry_run:
@@ -4059,6 +4082,8 @@ class Work:
         try:
             self._client.create_csr(order.csr_file, order.key_file, self.profile)
         except NitroError as error:
+            if error.code in _FILE_MISSING:
+                self._abandon()  # the key is on another node: the next run makes a new one
             self._check_own(error)
         pem = self._client.read_file(order.csr_file)
         if pem is None:
@@ -4420,7 +4445,7 @@ class Work:
         self._update(row, (old.cert_file, old.key_file), other_names=True)
         self._read_back(row.name, self._chain[0])
         self._relink(old.link)
-        self._client.save()
+        self._view.save()
         self._record.unsaved = False
         self._record.unverified = False
         self._remember()
@@ -4442,13 +4467,17 @@ class Work:
             self._run.link.interrupt.wait(delay)
         return found
 
+    def _server_name(self) -> str:
+        """Return a name that the certificate serves and nothing bound beside a wildcard does."""
+        return self.profile.subject.common_name.replace("*", "citrixagent", 1)
+
     def _address_of(self, server: VirtualServer) -> tuple[str, int]:
         row = self._view.virtual_server(server)
         return row.address, row.port
 
     def _compare(self, server: VirtualServer, host: str, port: int) -> tuple[str, bool]:
         wanted = self._chain[0]
-        name = self.profile.subject.common_name.replace("*", "www", 1)
+        name = None if not server.sni and self._view.has_sni(server) else self._server_name()
         place = f'the virtual server "{server.name}" at {host}:{port}'
         try:
             presented = read_certificate(presented_certificate(host, port, name, wanted.key_type))
@@ -4485,6 +4514,7 @@ class Work:
 
     def finish(self) -> None:
         """Complete the result once every step is done."""
+        self.result.warnings += self._view.expiring(self.profile.certkey, utc_now())
         if self.result.outcome == "unchanged" and self._plan.first:
             self.result.outcome = self._plan.outcome
             self.result.show(self._chain[0])
@@ -4592,7 +4622,7 @@ class Crew:
             self._guarded(touched, functools.partial(self._save_for, touched))
 
     def _save_for(self, works: Sequence[Work]) -> None:
-        self._view.client.save()
+        self._view.save()
         for work in works:
             work.saved()
 
@@ -5032,7 +5062,7 @@ def main(context: click.Context, home: pathlib.Path | None, verbosity: int) -> N
 @click.option(
     "--jobs",
     type=click.IntRange(1, 64),
-    default=16,
+    default=32,
     show_default=True,
     metavar="N",
     help="Appliances handled at the same time.",

@@ -44,7 +44,7 @@ ISSUANCE = 20.0  # seconds from an order to its certificate
 FLEETS = ((1, 1), (1, 50), (20, 1), (20, 50))  # appliances, profiles on each
 ENROLLMENTS = (1, 10, 100)
 PROFILES = 1000
-REPEATS = 3
+REPEATS = 5
 PASSWORD = "password-of-the-appliance"
 SECRET = "secret-of-the-client"
 
@@ -336,7 +336,8 @@ class Fleet:
         return [scm, *(remote.ask(Appliance.usage)() for remote in self._appliances)]
 
     def stop(self) -> None:
-        for remote in (self._scm, *self._appliances):
+        self._scm.stop()
+        for remote in self._appliances:
             remote.stop()
 
 
@@ -354,38 +355,44 @@ def fleet(appliances: int, profiles: int) -> Iterator[Fleet]:
 
 
 def told(what: str, figure: str, goal: str, *, met: bool) -> None:
-    print(f"  {what:<44} {figure:>10}   goal {goal:<12} {'met' if met else 'MISSED'}", flush=True)
-
-
-def fastest(runs: Sequence[Spent]) -> Spent:
-    return min(runs, key=lambda spent: spent.wall)
+    print(f"  {what:<50} {figure:>8}  goal {goal:<7} {'met' if met else 'MISSED'}", flush=True)
 
 
 def idle() -> None:
     """Run where nothing is due, and no revocation is looked for."""
     print(f"\nNothing due, {LATENCY * 1000:.0f} ms per request; the fastest of {REPEATS} runs")
-    print("  appliances  profiles each  requests each    time    ratio  CPU (sims)       memory")
-    found: dict[tuple[int, int], Spent] = {}
-    for size in FLEETS:
-        with fleet(*size) as made:
-            made.install()
-            runs = [made.run() for _ in range(REPEATS)]
-        spent = found[size] = fastest(runs)
-        ratio = spent.wall / found[FLEETS[0]].wall
+    print("  appliances  profiles each  NITRO each     time  ratio  CPU (simulators')  memory")
+    runs = idle_runs()
+    found = {size: min(spents, key=lambda spent: spent.wall) for size, spents in runs.items()}
+    unit = found[FLEETS[0]].wall
+    for (appliances, profiles), spent in found.items():
         print(
-            f"  {size[0]:10}  {size[1]:13}  {spent.nitro:13}  {spent.wall:4.2f} s  {ratio:7.2f}  "
-            f"{spent.cpu:.2f} s ({spent.simulators:.2f} s)  {spent.memory:3.0f} MB",
+            f"  {appliances:10}  {profiles:13}  {spent.nitro:10}  {spent.wall:5.2f} s  "
+            f"{spent.wall / unit:5.2f}  {spent.cpu:5.2f} s  ({spent.simulators:.2f} s)  "
+            f"{spent.memory:3.0f} MB",
             flush=True,
         )
-        if any(spent.output for spent in runs):
-            sys.exit(f"something was due:\n{runs[0].output}")
     most, last = max(spent.nitro for spent in found.values()), found[FLEETS[-1]]
-    ratio = last.wall / found[FLEETS[0]].wall
-    asked = max(spent.scm for spent in found.values())
-    told("NITRO requests per appliance, at most", str(most), "7", met=most <= 7)
+    asked, ratio = max(spent.scm for spent in found.values()), last.wall / unit
+    told("NITRO requests to an appliance", str(most), "7", met=most <= 7)
     told("requests to SCM", str(asked), "0", met=not asked)
-    told("20 x 50 to 1 x 1, time", f"{ratio:.2f}", "3", met=ratio <= 3)
-    told("20 x 50, memory", f"{last.memory:.0f} MB", "300 MB", met=last.memory < 300)
+    told("time, as a multiple of that of 1 x 1", f"{ratio:.2f}", "3", met=ratio <= 3)
+    told("memory", f"{last.memory:.0f} MB", "300 MB", met=last.memory < 300)
+
+
+def idle_runs() -> dict[tuple[int, int], list[Spent]]:
+    """Run in all fleets in turn, so that what else this machine does meets all of them."""
+    found: dict[tuple[int, int], list[Spent]] = {size: [] for size in FLEETS}
+    with contextlib.ExitStack() as stack:
+        fleets = {size: stack.enter_context(fleet(*size)) for size in FLEETS}
+        for made in fleets.values():
+            made.install()
+        for size, made in REPEATS * list(fleets.items()):
+            spent = made.run()
+            found[size].append(spent)
+            if spent.output:
+                sys.exit(f"something was to be told:\n{spent.output}")
+    return found
 
 
 def enroll() -> None:
@@ -394,40 +401,58 @@ def enroll() -> None:
         f"\nEnrollments on one appliance, {LATENCY * 1000:.0f} ms per request, {KEY_TIME} s per "
         f"key, issued after {ISSUANCE:.0f} s"
     )
-    print("  profiles  NITRO each  SCM each     time  appliance's own  ratio  CPU (sims)")
+    print("  profiles  NITRO each  SCM each     time  appliance's own  ratio  CPU (simulators')")
+    ratios: dict[int, float] = {}
     for number in ENROLLMENTS:
         with fleet(1, number) as made:
             spent = made.run()
-        ratio = spent.wall / (spent.own + ISSUANCE)
+        ratios[number] = spent.wall / (spent.own + ISSUANCE)
         print(
             f"  {number:8}  {spent.nitro / number:10.1f}  {spent.scm / number:8.1f}  "
-            f"{spent.wall:5.1f} s  {spent.own:13.1f} s  {ratio:5.2f}  "
-            f"{spent.cpu:.1f} s ({spent.simulators:.1f} s)",
+            f"{spent.wall:5.1f} s  {spent.own:13.1f} s  {ratios[number]:5.2f}  "
+            f"{spent.cpu:5.1f} s  ({spent.simulators:.1f} s)",
             flush=True,
         )
-    told(f"{number}: time to own time + issuance", f"{ratio:.2f}", "1.15", met=ratio <= 1.15)
+    ratio = ratios[ENROLLMENTS[-1]]
+    what = f"{ENROLLMENTS[-1]} profiles, time to own time + issuance"
+    told(what, f"{ratio:.2f}", "1.15", met=ratio <= 1.15)
 
 
-def timed(do: Callable[[], R]) -> tuple[float, R]:
-    start = time.perf_counter()
-    result = do()
-    return time.perf_counter() - start, result
+@dataclasses.dataclass
+class Timer:
+    """The time of a block of this process: on the clock, and of a processor."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    def __enter__(self) -> Timer:  # noqa: PYI034 - Self needs Python 3.11
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wall, self.cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
+
+    def tell(self, what: str, goal: float) -> None:
+        figure = f"{self.wall:.2f} s"
+        told(f"{what} (CPU {self.cpu:.2f} s)", figure, f"{goal} s", met=self.wall <= goal)
 
 
-def load(home: pathlib.Path) -> agent.Loaded:
-    reader = agent.Home(home, agent.Redactor())
-    return reader.load_profiles(reader.profile_files([]))
+def load(home: pathlib.Path) -> Timer:
+    """Read the profiles, all of which must be usable."""
+    with Timer() as timer:
+        reader = agent.Home(home, agent.Redactor())
+        loaded = reader.load_profiles(reader.profile_files([]))
+    if len(loaded.profiles) != PROFILES:
+        sys.exit(f"not every profile was usable: {loaded.broken}")
+    return timer
 
 
-def reading(citrix: Callable[[Folder], str]) -> float:
-    """Return how long it takes to read the profiles, each with such a ``citrix``."""
+def reading(citrix: Callable[[Folder], str]) -> Timer:
+    """Return the fastest of some readings of profiles, each with such a ``citrix``."""
     names = [f"profile-{number:04}" for number in range(PROFILES)]
     with folder() as home:
         home.profiles(names, citrix(home))
-        runs = [timed(lambda: load(home.path)) for _ in range(REPEATS)]
-    if any(len(loaded.profiles) != PROFILES for _, loaded in runs):
-        sys.exit(f"not every profile was usable: {runs[0][1].broken}")
-    return min(seconds for seconds, _ in runs)
+        return min((load(home.path) for _ in range(REPEATS)), key=lambda timer: timer.wall)
 
 
 def own_block(_: Folder) -> str:
@@ -463,26 +488,26 @@ def planner(home: pathlib.Path) -> tuple[list[agent.View], list[agent.Work]]:
     return views, works
 
 
-def planning() -> float:
-    """Return how long observing and deciding takes, with all answers of the appliances there."""
+def planning() -> Timer:
+    """Observe and decide for every profile, once, with the appliances' answers there."""
     with fleet(*FLEETS[-1]) as made:
         made.install()
         made.hurry()
         views, works = planner(made.home.path)
-        seconds, _ = timed(lambda: [work.plan() for work in works])
+        with Timer() as timer:
+            for work in works:
+                work.plan()
         for view in views:
             view.close()
-    return seconds
+    return timer
 
 
 def config() -> None:
     """Read and plan in this process, with the program's own functions."""
-    print(f"\n{PROFILES} profiles, in one process; the fastest of {REPEATS}")
-    for what, citrix in {"each with its own citrix": own_block, "of one file": shared_file}.items():
-        seconds = reading(citrix)
-        told(f"read and checked, {what}", f"{seconds:.2f} s", "2 s", met=seconds < 2)
-    seconds = planning()
-    told("planned (20 x 50, read appliances)", f"{seconds:.2f} s", "0.5 s", met=seconds < 0.5)
+    print(f"\n{PROFILES} profiles, in one process")
+    reading(own_block).tell("read, each with its own citrix block", 2)
+    reading(shared_file).tell("read, all with one file in appliances/", 2)
+    planning().tell("planned, once", 0.5)
 
 
 PARTS: dict[str, Callable[[], None]] = {"idle": idle, "enroll": enroll, "config": config}

@@ -1,0 +1,20 @@
+"""The benchmark itself: it is run by hand, so that it still starts is looked at here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from conftest import ROOT
+
+
+def test_the_benchmark_starts() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "bench.py"), "--help"],
+        env={},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "idle, enroll, config" in done.stdout
+    assert not done.stderr
