@@ -4083,8 +4083,9 @@ class Work:
             self._client.create_csr(order.csr_file, order.key_file, self.profile)
         except NitroError as error:
             if error.code in _FILE_MISSING:
-                self._abandon()  # the key is on another node: the next run makes a new one
-            self._check_own(error)
+                # The key is on another node: the next run makes a new one.
+                self._abandon(order.key_file)
+            self._check_own(error, order.key_file)
         pem = self._client.read_file(order.csr_file)
         if pem is None:
             text = f"{self._client.host}: the CSR {order.csr_file} is not there"
@@ -4092,25 +4093,26 @@ class Work:
         try:
             order.csr = check_csr(pem, self.profile)
         except AgentError:
-            self._record.litter += [order.key_file, order.csr_file]
-            self._abandon()
+            self._abandon(order.key_file, order.csr_file)
             self._delete_litter()
             raise
         self._remember()
 
-    def _check_own(self, error: NitroError) -> None:
+    def _check_own(self, error: NitroError, *made: str) -> None:
         """Go on where a file is there already because an earlier run was cut off; else raise.
 
-        A file that this order did not make is never used: the next run takes other names.
+        A file that this order did not make is never used: the next run takes other names. ``made``
+        are the files that it did make.
         """
         if error.code == _FILE_EXISTS and self._plan.resumes:
             return
         if error.code == _FILE_EXISTS:
-            self._abandon()
+            self._abandon(*made)
         raise error
 
-    def _abandon(self) -> None:
+    def _abandon(self, *made: str) -> None:
         """Give up an order of which SCM knows nothing; the next run begins a new one."""
+        self._record.litter += made
         self._record.order = None
         self._remember()
 
