@@ -63,7 +63,8 @@ def test_a_changed_agreement_is_asked_for_again(stranger: Lab, tmp_path: pathlib
     command = [sys.executable, str(folder / "citrixagent.py"), "--home", str(stranger.home)]
 
     def run(*arguments: str) -> int:
-        return subprocess.run([*command, *arguments], capture_output=True, check=False).returncode
+        done = subprocess.run([*command, *arguments], env={}, capture_output=True, check=False)
+        return done.returncode
 
     assert run("eula", "--accept") == 0
     assert run("list") == 0

@@ -173,6 +173,10 @@ class Point:
     number: int
     call: str
 
+    @property
+    def is_order(self) -> bool:
+        return self.where == "SCM" and self.call.startswith("POST /api/")
+
 
 def plain(call: str) -> str:
     """Return a request without what differs from run to run: times and ids."""
@@ -242,6 +246,10 @@ def learn(ground: Ground, scenario: Scenario) -> list[Point]:
 # A trial: a fault, the operator, the assertions
 
 
+def is_unknown(error: Document | None) -> bool:
+    return error is not None and error["kind"] == "unknown_outcome"
+
+
 class Trial:
     """One run that something happens to, and what must be true in the end."""
 
@@ -265,18 +273,19 @@ class Trial:
     def placed(self) -> list[Order]:
         return self.lab.scm.orders[self._orders :]
 
-    def recover(self, error: Document | None) -> None:
-        """Do as an operator does; every step must succeed, but one may tell what is unknown."""
+    def recover(self, error: Document | None, *, unclear: bool) -> None:
+        """Do as an operator does; ``unclear``: whether the order's outcome may be unknown."""
         outcome = self.lab.json(*self._remedy(error))
-        if outcome.exit_code and (error is None or error["kind"] != "unknown_outcome"):
+        if outcome.exit_code and not is_unknown(error):
             error = outcome.profile()["error"]
-            assert error["kind"] == "unknown_outcome", outcome.text
+            assert is_unknown(error), outcome.text
             outcome = self.lab.json(*self._remedy(error))
         assert outcome.exit_code == 0, outcome.text
         assert outcome.profile()["warnings"] == []
+        assert unclear or not is_unknown(error)
 
     def _remedy(self, error: Document | None) -> list[str]:
-        if error is None or error["kind"] != "unknown_outcome":
+        if not is_unknown(error):
             return ["run"]
         placed = [order.cert_id for order in self.placed]
         return ["enroll", *(["--cert-id", placed[0]] if placed else ["--force"]), "www"]
@@ -424,7 +433,7 @@ def try_fault(trial: Trial, point: Point, kind: str) -> None:
         assert plain(str(server.requests[number - 1])) == point.call
         assert sessions == 0 or point.call.endswith(("/login", "/logout"))
     assert not any(fault.times for fault in server.faults)
-    trial.recover(error)
+    trial.recover(error, unclear=point.is_order)
     assert len(lab.appliance.sessions) == sessions
     trial.check()
 
@@ -566,7 +575,7 @@ def try_kill(trial: Trial, point: Point, moment: str) -> None:
     with at_request(server, number, moment, kill):
         assert ended(trial.lab, process).exit_code == -signal.SIGKILL
     assert plain(str(server.requests[number - 1])) == point.call
-    trial.recover(None)
+    trial.recover(None, unclear=point.is_order)
     trial.check()
 
 
@@ -602,6 +611,14 @@ def check_full(trial: Trial, outcome: Outcome) -> Document | None:
     return found[0] if found else None
 
 
+def recover_from_full(trial: Trial, outcome: Outcome) -> None:
+    """Make room and go on: only an order that could not be recorded may be unknown."""
+    error = check_full(trial, outcome)
+    lost = error is not None and "could not be recorded" in error["message"]
+    trial.recover(error, unclear=lost)
+    trial.check()
+
+
 def try_full_disk(trial: Trial, point: Point, _: str) -> None:
     """From before a request on, nothing can be written any more."""
     process = start(trial.lab)
@@ -611,8 +628,7 @@ def try_full_disk(trial: Trial, point: Point, _: str) -> None:
 
     with at_request(trial.server_of(point), trial.number_of(point), "before", fill):
         outcome = ended(trial.lab, process)
-    trial.recover(check_full(trial, outcome))
-    trial.check()
+    recover_from_full(trial, outcome)
 
 
 def test_a_disk_that_is_full_at_a_sample_of_requests(tmp_path: pathlib.Path) -> None:
@@ -642,9 +658,7 @@ def learn_sizes(lab: Lab) -> list[int]:
 
 
 def try_small_disk(trial: Trial, limit: int) -> None:
-    outcome = ended(trial.lab, start(trial.lab, limit))
-    trial.recover(check_full(trial, outcome))
-    trial.check()
+    recover_from_full(trial, ended(trial.lab, start(trial.lab, limit)))
 
 
 def run_sizes(name: str, folder: pathlib.Path, step: int) -> None:

@@ -239,6 +239,7 @@ class HttpsServer:
         return [str(request) for request in self.requests[since:]]
 
     def wrap(self, connection: socket.socket) -> ssl.SSLSocket:
+        connection.getpeername()  # fails for a peer that is gone, where ssl would leak the socket
         tls = self._context.wrap_socket(connection, server_side=True)
         self._connections.add(tls)
         return tls
