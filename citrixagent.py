@@ -238,6 +238,7 @@ def check_name(text: str) -> str:
     return name
 
 
+@functools.cache
 def split_host_port(text: str, default_port: int | None) -> tuple[str, int]:
     """Return host and port of ``host``, ``host:port`` or ``[IPv6]:port``; ValueError otherwise."""
     if re.search(r"[/@?#\\\s]", text):
@@ -1046,7 +1047,6 @@ class Certificate:
     pem: str
     fingerprint: str
     serial: str
-    subject: str
     issuer: str
     common_name: str
     names: tuple[str, ...]
@@ -1104,7 +1104,6 @@ def _describe(certificate: x509.Certificate) -> Certificate:
         pem=certificate.public_bytes(serialization.Encoding.PEM).decode(),
         fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
         serial=normal_serial(f"{certificate.serial_number:X}"),
-        subject=certificate.subject.rfc4514_string(),
         issuer=certificate.issuer.rfc4514_string(),
         common_name=_common_name_of(certificate.subject),
         names=_names_of(certificate.extensions),
@@ -2115,7 +2114,6 @@ class CertKey:
     key_file: str
     link: str
     serial: str
-    subject: str
     issuer: str
     not_before: dt.datetime | None
     not_after: dt.datetime | None
@@ -2193,7 +2191,6 @@ def _certkey(row: Document) -> CertKey:
         key_file=str(row.get("key") or ""),
         link=str(row.get("linkcertkeyname") or ""),
         serial=normal_serial(str(row.get("serial") or "")),
-        subject=subject,
         issuer=str(row.get("issuer") or "").strip(),
         not_before=_appliance_time(row.get("clientcertnotbefore")),
         not_after=_appliance_time(row.get("clientcertnotafter")),
@@ -3438,8 +3435,8 @@ class Home:
     def _has_namesake(self, path: pathlib.Path) -> bool:
         """Tell whether a profile from elsewhere would share the records of one in profiles/."""
         folder = self.path / "profiles"
-        twins = [folder / f"{path.stem}{ending}" for ending in (".yaml", ".yml")]
-        return path.parent != folder and any(twin.is_file() for twin in twins)
+        endings = () if path.parent == folder else (".yaml", ".yml")
+        return any((folder / f"{path.stem}{ending}").is_file() for ending in endings)
 
     def _load_profile(self, path: pathlib.Path, problems: list[str]) -> Profile | None:
         source = DiskSource(path, self._redactor)
@@ -3721,7 +3718,6 @@ def from_row(row: CertKey) -> Certificate | None:
         pem="",
         fingerprint="",
         serial=row.serial,
-        subject=row.subject,
         issuer=row.issuer,
         common_name=row.common_name,
         names=row.names,
@@ -3731,14 +3727,15 @@ def from_row(row: CertKey) -> Certificate | None:
     )
 
 
-def read_chain(pem: str) -> list[Certificate]:
-    return [read_certificate(block) for block in _PEM_BLOCK.findall(pem.encode())]
+@functools.cache
+def read_chain(pem: str) -> tuple[Certificate, ...]:
+    return tuple(read_certificate(block) for block in _PEM_BLOCK.findall(pem.encode()))
 
 
 def known_certificate(record: Record, row: CertKey) -> Certificate | None:
     """Return a certkey's certificate from a record, where that knows it."""
     for pem in (record.installed.pem if record.installed else "", record.seen or ""):
-        if pem and (leaf := read_certificate(pem.encode())).serial == row.serial:
+        if pem and (leaf := read_chain(pem)[0]).serial == row.serial:
             return leaf
     return None
 
@@ -3780,7 +3777,7 @@ class Work:
         self._record = Record(profile.name)
         self._plan = Plan("unchanged", "")
         self._todo: list[Step] = []
-        self._chain: list[Certificate] = []
+        self._chain: Sequence[Certificate] = ()
         self._polls = 0
         self._agreed = run.intent.force
 
@@ -3899,7 +3896,7 @@ class Work:
         elif managed and self._record.installed:
             self._chain = read_chain(self._record.installed.pem)
         elif certificate:
-            self._chain = [certificate]
+            self._chain = (certificate,)
         servers = self.profile.virtual_servers
         unbound = [s for s in servers if not self._view.is_bound(s, self.profile.certkey)]
         return Observed(

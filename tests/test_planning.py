@@ -35,7 +35,6 @@ def certificate(
         pem="",
         fingerprint="",
         serial=serial,
-        subject="",
         issuer="",
         common_name=NAMES[0],
         names=NAMES,
