@@ -39,7 +39,8 @@ MESSAGES = {
     458: "There is no response from the secondary. Propagation timed out",
     461: "No such Vserver",
     1027: "Not logged in or connection timed out",
-    1028: "You are connected to a secondary node; configuration changes made in this session will "
+    1028: "You are connected to a secondary node; configuration changes made in this "
+    "session will "
     "not be propagated to, or saved on, other nodes",
     1044: "You are connected to NSIP of a cluster node; configuration changes made in this session "
     "will not be propagated to, or saved on, other cluster nodes",
