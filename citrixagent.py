@@ -39,6 +39,7 @@ import functools
 import getpass
 import hashlib
 import ipaddress
+import itertools
 import json
 import logging
 import os
@@ -2068,7 +2069,7 @@ _CROWDED = frozenset({445, 446})
 _BUSY = frozenset({293, 1461, 3591})
 _CLUSTER_NODE = frozenset({1044, 1065, 1203})
 _FILE_MISSING = frozenset({1632, 1639, 1647})
-_PAGE = 1000  # rows
+_PAGE, _ROUND = 1000, 25  # rows
 _EXISTS = 273
 _NO_CERTKEY = 1540
 _NO_LINK = 1545
@@ -2526,16 +2527,23 @@ class NetScaler:
         return name if name.startswith("/") or directory == SSL_DIRECTORY else f"{directory}/{name}"
 
     def _pages(self, resource: str, asked: str, query: str = "") -> list[Document]:
-        """Read a list, page by page; a server that gives it whole, whatever is asked, is fine."""
+        """Read a list, page by page.
+
+        How long a page may be is not documented, so one of a round length is followed by the next,
+        whatever was asked for. A server that gives the whole list, whatever is asked, is fine.
+        """
         rows: list[Document] = []
-        number = 1
-        while True:
+        before: list[Document] = []
+        for number in itertools.count(1):
             page_query = f"{query}pagesize={_PAGE}&pageno={number}"
             page = _rows(self._get(resource, asked, query=page_query), resource)
+            if not page or page == before:
+                break
             rows += page
-            if len(page) != _PAGE or page == rows[-2 * _PAGE : -_PAGE]:
-                return rows
-            number += 1
+            if len(page) % _ROUND:
+                break
+            before = page
+        return rows
 
     def _get(
         self, resource: str, asked: str, *, root: str = "config", name: str = "", query: str = ""
