@@ -3857,12 +3857,10 @@ class Work:
         self._promote(order)
 
     def _promote(self, order: Order) -> None:
+        """Close a finished order: what it replaced is what a rollback puts back."""
         record = self._record
-        record.litter += [file for file in (order.csr_file,) if file]
-        before = record.previous
-        if before and before.ours and before.serial != order.serial:
-            record.litter += [before.key_file, before.cert_file]
-        record.previous = order.replaces
+        before = [each for each in (record.installed, record.previous) if each]
+        record.previous = order.replaces or record.installed
         record.installed = order.restores or Generation(
             serial=order.serial or "",
             key_file=order.key_file,
@@ -3872,6 +3870,10 @@ class Work:
             pem=order.pem or "",
             cert_id=order.cert_id,
         )
+        kept = {each.serial for each in (record.installed, record.previous) if each}
+        dropped = [each for each in before if each.ours and each.serial not in kept]
+        record.litter += [file for each in dropped for file in (each.key_file, each.cert_file)]
+        record.litter += [file for file in (order.csr_file,) if file]
         record.order = None
         record.seen = None
         record.finishing = order.outcome

@@ -580,8 +580,11 @@ def try_kill(trial: Trial, point: Point, moment: str) -> None:
 
 
 def test_killed_at_a_sample_of_requests(tmp_path: pathlib.Path) -> None:
+    """With the order's answer on its way, with its id just received, and elsewhere."""
+
     def choose(points: Sequence[Point], moment: str) -> Sequence[Point]:
-        return spread(points, 2, 6 if moment == "before" else 12)
+        order = [point.is_order for point in points].index(True)
+        return [points[14], points[order if moment == "after" else order + 1]]
 
     run_matrix("renewal", ["before", "after"], try_kill, tmp_path, choose)
 

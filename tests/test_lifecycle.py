@@ -508,8 +508,6 @@ def test_a_rollback_of_what_was_never_proved(lab: Lab) -> None:
     connect = {"name": "vs_www", "type": "load_balancing", "connect": "127.0.0.1:1"}
     lab.write_profile(virtual_servers=[connect], verification={"handshake": "required"})
     failed(lab)
-    lab.write_profile()
-    lab.write_profile(virtual_servers=[connect], verification={"handshake": "required"})
     failed(lab, "rollback", "www")
     assert served(lab) == old
 
@@ -519,3 +517,20 @@ def test_enroll_sees_that_a_certificate_was_revoked(lab: Lab) -> None:
     assert lab("run").exit_code == 0
     lab.scm.revoke(lab.scm.orders[0], 4, "by hand")
     assert lab.json("enroll", "www").profile()["outcome"] == "enrolled"
+
+
+def test_a_certkey_that_somebody_deleted_is_enrolled_again_and_leaves_no_files(lab: Lab) -> None:
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    for _ in range(2):
+        del lab.appliance.certkeys["www"]
+        lab.appliance.bindings.clear()
+        lab.appliance.save()
+        assert lab.json("run").profile()["outcome"] == "enrolled"
+    record = lab.record()
+    files = {pathlib.PurePath(path).name for path in own_files(lab)}
+    assert files == {
+        record[each][file]
+        for each in ("installed", "previous")
+        for file in ("key_file", "cert_file")
+    }
