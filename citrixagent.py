@@ -3872,8 +3872,8 @@ class Work:
         )
         kept = {each.serial for each in (record.installed, record.previous) if each}
         dropped = [each for each in before if each.ours and each.serial not in kept]
-        record.litter += [file for each in dropped for file in (each.key_file, each.cert_file)]
         record.litter += [file for file in (order.csr_file,) if file]
+        record.litter += [file for each in dropped for file in (each.key_file, each.cert_file)]
         record.order = None
         record.seen = None
         record.finishing = order.outcome

@@ -1,6 +1,6 @@
 """A year in the life of 20 certificates: short terms, a run every night, one request in 20 fails.
 
-The weekends are without faults, the other nights have more: so there are nights with nothing to do.
+Every fourth week is without faults, the others have more: so there are nights with nothing to do.
 
 The clock of program and simulators is moved; TLS is checked by OpenSSL against the real time, so
 everything with a management certificate is made before the clock moves.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import datetime as dt
+import gc
 import itertools
 import pathlib
 import random
@@ -28,7 +29,7 @@ NIGHTS = 365
 PROFILES = 20
 TERM = 46  # days
 WINDOW = dt.timedelta(days=TERM) / 3
-RATE = 0.05 * 7 / 5  # of the requests of a weekday
+RATE = 0.05 * 4 / 3  # of the requests in the three weeks that have faults
 SEED = 20261123
 NEVER_LEFT = dt.timedelta(days=6)
 
@@ -226,15 +227,19 @@ def year(lab: Lab) -> Iterator[Year]:
         assert not second.private_keys_read
         for appliance in made.appliances:
             appliance.sessions.clear()  # lost log-ins and log-outs leave some
+        gc.collect()
 
 
+# A connection that is refused between its TCP and its TLS handshake leaves an SSLSocket behind that
+# nobody can close: that is Python's.
+@pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
 @pytest.mark.long
 def test_a_year_of_short_lived_certificates(year: Year) -> None:
     with time_machine.travel(dt.datetime.now(dt.timezone.utc), tick=True) as clock:
         for number in range(NIGHTS):
             if number % 2 == 0 and number // 2 < PROFILES:
                 year.add_profile(number // 2)
-            year.night(fair=number % 7 >= 5)
+            year.night(fair=number // 7 % 4 == 3)
             for appliance in year.appliances:
                 appliance.sessions.clear()  # they end by themselves
             clock.shift(dt.timedelta(hours=8))
@@ -267,7 +272,7 @@ def check_end(year: Year) -> None:
     )
     assert fired.keys() == FAULTS.keys()
     assert year.resolved
-    assert year.quiet_nights > 10
+    assert year.quiet_nights > 5
 
 
 def check_orders(year: Year, name: str) -> None:
