@@ -3917,7 +3917,7 @@ class Work:
             unbound=tuple(server.name for server in unbound),
             conflicts=tuple(self._view.bound_elsewhere(unbound, self.profile)),
             issued=self._chain[0] if order and order.pem else None,
-            revoked=bool(managed and not order and self._is_revoked(managed)),
+            revoked=bool(managed and not (order and order.sent) and self._is_revoked(managed)),
         )
 
     def _managed_id(self, certificate: Certificate | None) -> str | None:

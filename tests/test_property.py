@@ -176,7 +176,7 @@ class World(RuleBasedStateMachine):
         assert outcome.exit_code != 1 or (self.error and self.error["message"])
         assert outcome.exit_code != 5 or (result["outcome"] == "pending" and result["reason"])
         if self.done:
-            self._check_all_is_well()
+            self._check_all_is_well(settled=result["outcome"] == "unchanged")
         if result["outcome"] == "unchanged" and not result["warnings"]:
             leaf = self.appliance.certkeys["www"].certificate
             assert self._order_of(leaf).status != "Revoked"
@@ -187,7 +187,8 @@ class World(RuleBasedStateMachine):
         assert len(placed) <= 1
         return placed
 
-    def _check_all_is_well(self) -> None:
+    def _check_all_is_well(self, *, settled: bool) -> None:
+        """What was collected long after its issue may be due again: the next run renews it."""
         common_name, names, kind = self.wish
         assert self._valid() == set(SERVERS)
         assert self.appliance.saved
@@ -195,7 +196,8 @@ class World(RuleBasedStateMachine):
         leaf = certkey.certificate
         assert {common_name, *names} <= names_of(leaf)
         assert key_type(leaf) == kind
-        assert leaf.not_valid_after_utc - now() > WINDOW - dt.timedelta(minutes=1)
+        left = leaf.not_valid_after_utc - now()
+        assert not settled or left > WINDOW - dt.timedelta(minutes=1)
         for server in SERVERS:
             shown = presented(self.lab, server)
             assert shown
