@@ -233,7 +233,7 @@ def year(lab: Lab) -> Iterator[Year]:
 # A connection that is refused between its TCP and its TLS handshake leaves an SSLSocket behind that
 # nobody can close: that is Python's.
 @pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
-@pytest.mark.long
+@pytest.mark.year
 def test_a_year_of_short_lived_certificates(year: Year) -> None:
     with time_machine.travel(dt.datetime.now(dt.timezone.utc), tick=True) as clock:
         for number in range(NIGHTS):
