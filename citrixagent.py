@@ -27,6 +27,7 @@ The file reads bottom-up: a name is defined before it is used.
 from __future__ import annotations
 
 import base64
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -221,8 +222,9 @@ def check_name(text: str) -> str:
     name = text.lower().removesuffix(".")
     if "%" in name:
         raise ValueError("is not a DNS name or IP address")
-    with contextlib.suppress(ValueError):
-        return str(ipaddress.ip_address(name))
+    if ":" in name or name[-1:].isdigit():
+        with contextlib.suppress(ValueError):
+            return str(ipaddress.ip_address(name))
     if not name.isascii():
         try:
             name = name.encode("idna").decode()
@@ -1033,7 +1035,7 @@ def twins(profiles: Iterable[Profile]) -> dict[str, str]:
 
 # ----- 3. Certificates ------------------------------------------------------------------------
 
-_PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+_PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 _CURVES = {"secp256r1": "ECDSA-P256", "secp384r1": "ECDSA-P384"}
 
 
@@ -2106,9 +2108,19 @@ _REMEDIES: Mapping[int, str] = {
 }
 
 
+@functools.cache
+def _appliance_time(text: str) -> dt.datetime | None:
+    """Read a time such as ``Aug  5 07:21:16 2021 GMT``; None where it is none."""
+    words = " ".join(text.replace("GMT", "+0000").split())
+    try:
+        return dt.datetime.strptime(words, "%b %d %H:%M:%S %Y %z")
+    except ValueError:
+        return None
+
+
 @dataclasses.dataclass(frozen=True)
 class CertKey:
-    """A row of sslcertkey; times are None where the appliance does not tell them."""
+    """A row of sslcertkey; ``valid_from`` and ``valid_to`` are the appliance's own words."""
 
     name: str
     cert_file: str
@@ -2116,8 +2128,8 @@ class CertKey:
     link: str
     serial: str
     issuer: str
-    not_before: dt.datetime | None
-    not_after: dt.datetime | None
+    valid_from: str
+    valid_to: str
     key_type: str
     common_name: str
     names: tuple[str, ...]  # empty before 14.1, which does not tell them
@@ -2126,6 +2138,15 @@ class CertKey:
     @property
     def key_family(self) -> str:
         return self.key_type.partition("-")[0]
+
+    @property
+    def not_before(self) -> dt.datetime | None:
+        """When it begins to be valid; None where the appliance does not tell."""
+        return _appliance_time(self.valid_from)
+
+    @property
+    def not_after(self) -> dt.datetime | None:
+        return _appliance_time(self.valid_to)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -2161,15 +2182,6 @@ def _is_true(value: object) -> bool:
     return str(value).lower() in {"true", "yes", "1", "enabled"}
 
 
-def _appliance_time(value: object) -> dt.datetime | None:
-    """Read a time such as ``Aug  5 07:21:16 2021 GMT``."""
-    text = " ".join(str(value).replace("GMT", "+0000").split())
-    try:
-        return dt.datetime.strptime(text, "%b %d %H:%M:%S %Y %z")
-    except ValueError:
-        return None
-
-
 def _row_key_type(row: Document) -> str:
     public_key, size = str(row.get("publickey") or "").lower(), row.get("publickeysize")
     if "ec" in public_key and "rsa" not in public_key:
@@ -2193,8 +2205,8 @@ def _certkey(row: Document) -> CertKey:
         link=str(row.get("linkcertkeyname") or ""),
         serial=normal_serial(str(row.get("serial") or "")),
         issuer=str(row.get("issuer") or "").strip(),
-        not_before=_appliance_time(row.get("clientcertnotbefore")),
-        not_after=_appliance_time(row.get("clientcertnotafter")),
+        valid_from=str(row.get("clientcertnotbefore") or ""),
+        valid_to=str(row.get("clientcertnotafter") or ""),
         key_type=_row_key_type(row),
         common_name=common_name[1].strip().lower() if common_name else "",
         names=_row_names(row),
@@ -3424,9 +3436,9 @@ class Home:
         """Read profiles; the problems of all files are found in one go."""
         problems: dict[pathlib.Path, list[str]] = {path: [] for path in files}
         read = {path: self._load_profile(path, problems[path]) for path in files}
-        stems = [path.stem for path in files]
+        stems = collections.Counter(path.stem for path in files)
         for path in files:
-            if stems.count(path.stem) > 1 or self._has_namesake(path):
+            if stems[path.stem] > 1 or self._has_namesake(path):
                 text = f"{path}: another profile is named {path.stem} as well: rename one"
                 problems[path].append(text)
         shared = twins(profile for profile in read.values() if profile)
@@ -3795,28 +3807,31 @@ class Work:
 
     # Planning
 
+    def recall(self) -> None:
+        """Read the record, before anything else is done."""
+        self._record = self._run.store.load(self.profile.name)
+
     def plan(self) -> None:
         """Observe and decide; what is left to do is kept."""
         self.result.appliance = self._client.host
-        self._record = self._run.store.load(self.profile.name)
         self._close_order()
         self._look_for_order()
         seen = self._observe()
         self._plan = decide(self.profile, seen, self._run.intent)
-        self._todo = list(self._plan.steps(self.profile))
+        steps = self._plan.steps(self.profile)
         self.result.reason = self._plan.reason
         self.result.warnings += self._plan.warnings
         self.result.notices += self._plan.notices
-        level = logging.INFO if self._todo else logging.DEBUG
+        level = logging.INFO if steps else logging.DEBUG
         log.log(level, "%s: %s: %s", self.profile.name, self._plan.outcome, self._plan.reason)
-        if seen.unbound and self._todo:
+        if seen.unbound and steps:
             self._check_virtual_servers()
         if not self._run.dry_run:
             self._begin()
-        elif self._todo:
+            self._todo = list(steps)
+        elif steps:
             self.result.outcome = "planned"
-            self.result.steps = [step.value for step in self._todo]
-            self._todo = []
+            self.result.steps = [step.value for step in steps]
 
     def _check_virtual_servers(self) -> None:
         for server in self.profile.virtual_servers:
@@ -4209,8 +4224,11 @@ class Work:
             raise AgentError("declined", f"{text}: {remedy}")
 
     def fail(self, error: AgentError) -> None:
-        """Take note of a failure: an order that cannot be used may be given up with --force."""
-        order = self._record.order
+        """Take note of a failure: an order that cannot be used may be given up with --force.
+
+        What fails before the first step says nothing about the order.
+        """
+        order = self._record.order if self._todo else None
         if (
             order
             and order.cert_id
@@ -4551,6 +4569,10 @@ class Crew:
         self._works = [Work(profile, self._view, scm, run) for profile in profiles]
         self.results = [work.result for work in self._works]
 
+    def recall(self) -> None:
+        """Read the profiles' records: many small files, for which threads would only queue up."""
+        self._each(self._works, Work.recall)
+
     def run(self) -> None:
         """Bring every profile as far as it gets; what goes wrong stands in the results."""
         try:
@@ -4665,6 +4687,8 @@ def run_all(profiles: Sequence[Profile], run: Run, jobs: int) -> list[Result]:
     An interruption ends it early: what was not finished says so in its result.
     """
     crews = [Crew(appliance, members, run) for appliance, members in by_appliance(profiles).items()]
+    for crew in crews:
+        crew.recall()
     with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
         for done in [pool.submit(_run_in_turn, group) for group in _by_address(crews)]:
             done.result()

@@ -496,6 +496,7 @@ def planning() -> Timer:
         views, works = planner(made.home.path)
         with Timer() as timer:
             for work in works:
+                work.recall()
                 work.plan()
         for view in views:
             view.close()
