@@ -1123,6 +1123,15 @@ def read_certificate(data: bytes) -> Certificate:
     return _describe(_load(data))
 
 
+@functools.cache
+def read_chain(pem: str) -> tuple[Certificate, ...]:
+    """Read certificates in PEM, one after another; ValueError where there is none."""
+    blocks = _PEM_BLOCK.findall(pem.encode())
+    if not blocks:
+        raise ValueError("no certificate")
+    return tuple(map(read_certificate, blocks))
+
+
 def covers(held: Iterable[str], wanted: Iterable[str]) -> bool:
     """Tell whether a certificate for the names ``held`` serves every name in ``wanted``."""
     names = set(held)
@@ -3176,6 +3185,7 @@ def _read_generation(data: Document | None) -> Generation | None:
 
 
 def _read_record(data: Document) -> Record:
+    """Return a record; ValueError, TypeError or KeyError where it is damaged."""
     record = Record(**data)
     record.installed = _read_generation(data["installed"])
     record.previous = _read_generation(data["previous"])
@@ -3183,6 +3193,9 @@ def _read_record(data: Document) -> Record:
         record.order = Order(**data["order"])
         record.order.replaces = _read_generation(data["order"]["replaces"])
         record.order.restores = _read_generation(data["order"]["restores"])
+    for part in (record.installed, record.order):  # of the previous one only a rollback reads more
+        if part and part.pem:
+            read_chain(part.pem)
     return record
 
 
@@ -3745,11 +3758,6 @@ def from_row(row: CertKey) -> Certificate | None:
         not_before=row.not_before,
         not_after=row.not_after,
     )
-
-
-@functools.cache
-def read_chain(pem: str) -> tuple[Certificate, ...]:
-    return tuple(read_certificate(block) for block in _PEM_BLOCK.findall(pem.encode()))
 
 
 def known_certificate(record: Record, row: CertKey) -> Certificate | None:

@@ -260,6 +260,19 @@ def test_a_record_that_cannot_be_relied_on_is_refused_and_kept(
     assert not lab.scm.orders
 
 
+def test_a_record_whose_certificate_cannot_be_read_is_refused_and_kept(lab: Lab) -> None:
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    record = lab.home / "state" / "profile-www.json"
+    record.write_text(record.read_text().replace("-----BEGIN", "-----BEGONE"))
+    text = record.read_text()
+    error = lab.json("run").profile()["error"]
+    assert error["kind"] == "state"
+    assert f"{record} is damaged and was left as it is" in error["message"]
+    assert record.read_text() == text
+    assert len(lab.scm.orders) == 1
+
+
 def test_the_log_tells_decisions_and_changes(lab: Lab) -> None:
     lab.write_profile()
     assert lab("run").exit_code == 0
