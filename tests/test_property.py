@@ -11,17 +11,20 @@ import ipaddress
 import pathlib
 import re
 import tempfile
+from collections.abc import Sequence
 
 import hypothesis
 import pytest
 import time_machine
-from conftest import Document, Lab
+from conftest import PASSWORD, Document, Lab
 from cryptography import x509
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
-from simulators.scm import TURNED_DOWN, Order
-from simulators.server import Fault, Response
-from test_crashes import SERVERS, laboratory, presented, servers_of
+from simulators.netscaler import NetScaler
+from simulators.pair import HaPair
+from simulators.scm import TURNED_DOWN, Order, Scm
+from simulators.server import Fault, Request, Response
+from test_crashes import SERVERS, laboratory, presented
 from test_run import key_type
 from test_year import files_of
 
@@ -63,8 +66,8 @@ class World(RuleBasedStateMachine):
         super().__init__()
         self._stack = contextlib.ExitStack()
         folder = pathlib.Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
-        self.lab: Lab = self._stack.enter_context(laboratory(folder / "home"))
-        self.scm, self.appliance = self.lab.scm, self.lab.appliance
+        self.lab = self._make(folder / "home")
+        self.scm = self.lab.scm
         self.scm.account.term = TERM
         self.clock = self._stack.enter_context(time_machine.travel(now(), tick=True))
         self.wish: Wish = ("www.example.com", frozenset(NAMES), "ECDSA-P256")
@@ -73,6 +76,17 @@ class World(RuleBasedStateMachine):
         self.error: Document | None = None
         self.done = False
         self._write()
+
+    def _make(self, folder: pathlib.Path) -> Lab:
+        return self._stack.enter_context(laboratory(folder))
+
+    @property
+    def nodes(self) -> Sequence[NetScaler]:
+        return [self.lab.appliance]
+
+    @property
+    def appliance(self) -> NetScaler:
+        return self.lab.appliance
 
     # What happens
 
@@ -98,7 +112,8 @@ class World(RuleBasedStateMachine):
         times=st.integers(1, 2),
     )
     def requests_will_fail(self, where: str, kind: str, skip: int, times: int) -> None:
-        server, response = servers_of(self.lab)[where], FAULTS[kind]
+        server = self.scm.server if where == "SCM" else self.appliance.server
+        response = FAULTS[kind]
         first = len(server.requests) + 1 + (skip if where == "appliance" else skip // 4)
         server.faults += [
             Fault("status" if response else kind, first + index, response=response or Response(500))
@@ -154,7 +169,7 @@ class World(RuleBasedStateMachine):
         placed = self._command("run")
         if placed:
             assert reasons, "an order without a reason"
-            assert not open_orders or "lapsing" in reasons, "a second order"
+            assert not open_orders or "lapsing" in reasons or self._new_keys(placed), "a second one"
             assert not settled, "ordered again after a no"
 
     @precondition(lambda self: self.error)
@@ -220,8 +235,9 @@ class World(RuleBasedStateMachine):
 
     def _settle(self) -> None:
         self.scm.approval, self.scm.issue_after = "auto", 0
-        for server in servers_of(self.lab).values():
+        for server in (self.scm.server, *(node.server for node in self.nodes)):
             server.faults.clear()
+            server.accept()
         for order in self._waiting():
             order.approve()
         while_open = (self._command(*(self._remedy() if self.error else ["run"])) for _ in range(8))
@@ -234,6 +250,8 @@ class World(RuleBasedStateMachine):
             call.startswith("GET") or call.endswith(("/login", "/logout"))
             for call in self.appliance.server.calls(asked)
         )
+        for node in self.nodes:
+            node.sessions.clear()  # lost log-ins and log-outs leave some; they end by themselves
 
     # What the assertions look at
 
@@ -244,7 +262,9 @@ class World(RuleBasedStateMachine):
             subject_alternative_names=sorted(names, key=_sorting),
             key_type=kind,
         )
+        hosts = [node.host for node in self.nodes]
         self.lab.write_profile(
+            citrix=self.lab.citrix(host=hosts if len(hosts) > 1 else hosts[0]),
             virtual_servers=[{"name": name, "type": each} for name, each in SERVERS.items()],
             certificate=certificate,
             enrollment={"max_wait": 0},
@@ -288,6 +308,10 @@ class World(RuleBasedStateMachine):
             and serial_of(order) not in self._served()
         ]
 
+    def _new_keys(self, placed: Sequence[Order]) -> bool:
+        """Tell whether orders only give others new keys: theirs were on the node that is gone."""
+        return all(order.action == "replace" for order in placed)
+
     def _settled(self) -> bool:
         """Tell whether the last order, for the same wish, was turned down."""
         last = self.scm.orders[-1:]
@@ -329,13 +353,87 @@ class World(RuleBasedStateMachine):
         self.given_up |= {order.cert_id for order in self.scm.orders}
 
 
+class PairWorld(World):
+    """The same, where the appliance is an HA pair whose nodes fail."""
+
+    def _make(self, folder: pathlib.Path) -> Lab:
+        self.pair = self._stack.enter_context(HaPair())
+        self.swaps = 0
+        for name, kind in SERVERS.items():
+            self.pair.add_virtual_server(name, kind)
+        folder.mkdir()
+        lab = Lab(folder, self.pair.a, self._stack.enter_context(Scm()))
+        self.pair.add_user("citrixagent", PASSWORD)
+        lab.accept()
+        return lab
+
+    @property
+    def nodes(self) -> Sequence[NetScaler]:
+        return [self.pair.a, self.pair.b]
+
+    @property
+    def appliance(self) -> NetScaler:
+        return self.pair.primary
+
+    @rule()
+    def the_other_node_takes_over(self) -> None:
+        self.pair.failover()
+
+    @rule(skip=st.integers(1, 30))
+    def the_other_node_will_take_over(self, skip: int) -> None:
+        """It does so after a request."""
+        node = self.pair.primary
+        at = len(node.server.requests) + skip
+
+        def after(request: Request) -> None:
+            if request.number == at and self.pair.primary is node:
+                self.pair.failover()
+                self.swaps += 1
+
+        node.server.after = after
+
+    @rule(up=st.booleans())
+    def the_standby_node_cannot_be_managed(self, up: bool) -> None:
+        if up:
+            self.pair.secondary.server.accept()
+        else:
+            self.pair.secondary.server.refuse()
+
+    @rule()
+    def a_minute_passes(self) -> None:
+        self.pair.minute_passes()
+
+    def _command(self, *command: str) -> list[Order]:
+        self._configure_standby()
+        return super()._command(*command)
+
+    def _configure_standby(self) -> None:
+        """Let the standby node take over the configuration, as it does all the time."""
+        for name, partition in self.pair.primary.partitions.items():
+            copy = self.pair.secondary.partitions[name]
+            copy.running, copy.stored = partition.running.copy(), partition.stored.copy()
+
+    def _check_all_is_well(self, *, settled: bool) -> None:
+        """Both nodes can serve: they have every file that the configuration names."""
+        super()._check_all_is_well(settled=settled)
+        for node in self.nodes:
+            for each in self.appliance.stored.certkeys.values():
+                assert {node.path(file) for file in (each.cert, each.key) if file} <= set(
+                    node.files
+                )
+            assert len(node.standby_writes) <= self.swaps
+
+    def _check_files(self) -> None:
+        """What was deleted on one node may be on the other, where nobody is told to delete it."""
+
+
 def _sorting(name: str) -> tuple[bool, str]:
     with contextlib.suppress(ValueError):
         return True, str(ipaddress.ip_address(name))
     return False, name
 
 
-def explore(examples: int, steps: int) -> None:
+def explore(world: type[World], examples: int, steps: int) -> None:
     settings = hypothesis.settings(
         max_examples=examples,
         derandomize=True,  # what lands never depends on luck; change this line to explore further
@@ -345,13 +443,15 @@ def explore(examples: int, steps: int) -> None:
         database=None,
         print_blob=True,
     )
-    run_state_machine_as_test(World, settings=settings)
+    run_state_machine_as_test(world, settings=settings)
 
 
-def test_what_must_hold_whatever_happens() -> None:
-    explore(examples=8, steps=12)
+@pytest.mark.parametrize("world", [World, PairWorld])
+def test_what_must_hold_whatever_happens(world: type[World]) -> None:
+    explore(world, examples=8, steps=12)
 
 
 @pytest.mark.long
-def test_what_must_hold_whatever_happens_for_long() -> None:
-    explore(examples=150, steps=25)
+@pytest.mark.parametrize(("world", "examples"), [(World, 150), (PairWorld, 80)])
+def test_what_must_hold_whatever_happens_for_long(world: type[World], examples: int) -> None:
+    explore(world, examples, steps=25)
