@@ -389,18 +389,24 @@ def _construct_int(loader: Any, node: Any) -> int | _NotPlain:  # noqa: ANN401 -
     return int(node.value) if _DECIMAL.fullmatch(loader.construct_scalar(node)) else _NotPlain()
 
 
-def _construct_map(loader: Any, node: Any) -> Iterator[dict[Any, Any]]:  # noqa: ANN401
+class _Mapping(dict[Any, Any]):
+    """A YAML mapping; ``twice`` has the keys that stand in it again, and in which line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice: list[tuple[str, int]] = []
+
+
+def _construct_map(loader: Any, node: Any) -> Iterator[_Mapping]:  # noqa: ANN401
     import yaml
 
-    seen: set[str] = set()
+    data, seen = _Mapping(), set[str]()
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
             continue  # construct_mapping refuses it, with its place
         if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-            problem = f'the key "{key.value}" stands twice'
-            raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            data.twice.append((key.value, key.start_mark.line + 1))
         seen.add(key.value)
-    data: dict[Any, Any] = {}
     yield data
     data.update(loader.construct_mapping(node))
 
@@ -484,6 +490,11 @@ class Section:
             self.problem("", "must be a mapping of keys to values")
         if not isinstance(data, dict):
             self._problems = []  # what is missing below it goes without saying
+        self._find_twins(data)
+
+    def _find_twins(self, data: object, path: str = "") -> None:
+        for key, line in data.twice if isinstance(data, _Mapping) else ():
+            self.problem(f"{path}{key}", f"stands twice, again in line {line}")
 
     def problem(self, key: str, text: str) -> None:
         place = ".".join(part for part in (self._path, _CONTROL.sub("?", key)) if part)
@@ -613,6 +624,7 @@ class Section:
         if not isinstance(value, dict):
             self.problem(key, "must be a mapping of names to texts")
             return ()
+        self._find_twins(value, f"{key}.")
         found = []
         for name, item in value.items():
             try:
@@ -1744,10 +1756,17 @@ class Interrupt:
     def __init__(self) -> None:
         self._event = threading.Event()
         self.signal = 0
+        self.at_once = False  # nothing is under way that would have to be brought to an end
 
-    def handle(self, number: int, _frame: object) -> None:
+    def listen(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: object) -> None:
         self.signal = number
         self._event.set()
+        if self.at_once:
+            raise Interrupted
 
     def check(self) -> None:
         if self._event.is_set():
@@ -1784,6 +1803,11 @@ class Redactor:
         for secret in self._secrets:
             text = text.replace(secret, "<hidden>")
         return text
+
+
+def one_line(text: str) -> str:
+    """Return what somebody else said, fit for a line of a log."""
+    return re.sub(r"[\s\x00-\x1f\x7f]+", " ", text).strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -2204,9 +2228,13 @@ def _row_names(row: Document) -> tuple[str, ...]:
     return tuple(name for name in names if name)
 
 
+def common_name_in(name: str) -> str:
+    """Return the common name in a distinguished name; empty where it has none."""
+    found = re.search(r"(?:^|,|/)\s*CN\s*=\s*([^,/]+)", name)
+    return found[1].strip() if found else ""
+
+
 def _certkey(row: Document) -> CertKey:
-    subject = str(row.get("subject") or "").strip()
-    common_name = re.search(r"(?:^|,|/)\s*CN\s*=\s*([^,/]+)", subject)
     return CertKey(
         name=str(row.get("certkey") or ""),
         cert_file=str(row.get("cert") or ""),
@@ -2217,7 +2245,7 @@ def _certkey(row: Document) -> CertKey:
         valid_from=str(row.get("clientcertnotbefore") or ""),
         valid_to=str(row.get("clientcertnotafter") or ""),
         key_type=_row_key_type(row),
-        common_name=common_name[1].strip().lower() if common_name else "",
+        common_name=common_name_in(str(row.get("subject") or "")).lower(),
         names=_row_names(row),
         form=str(row.get("inform") or "PEM").upper(),
     )
@@ -2641,7 +2669,7 @@ class NetScaler:
         readable = bool(data) or (may_be_empty and not answer.body.strip())
         if ok and (code == 0 or warned) and readable:
             return data or {}
-        message = str((data or {}).get("message") or "no answer that NITRO would give")
+        message = one_line(str((data or {}).get("message") or "no answer that NITRO would give"))
         raise self._error(code, message, answer.status, asked)
 
     def _error(
@@ -2802,6 +2830,7 @@ class Tokens:
         token = data.get("access_token")
         if answer.status != 200 or not isinstance(token, str) or not token:
             reason = data.get("error_description") or data.get("error") or "no token in the answer"
+            reason = one_line(str(reason))
             raise AgentError(
                 "auth",
                 f"SCM refused the login: {reason} (HTTP {answer.status}): check client_id and "
@@ -2852,7 +2881,7 @@ def _scm_error(answer: Answer, asked: str) -> ScmError:
     data = answer.json()
     code = _code(data, "code")
     silent = f"HTTP {answer.status} and no reason that could be read"
-    text = str((data or {}).get("description") or silent)
+    text = one_line(str((data or {}).get("description") or silent))
     kind = _scm_kind(code, answer.status)
     remedy = {
         "dcv": "validate the domain in SCM; the next run orders again",
@@ -2981,7 +3010,7 @@ def _status(answer: Answer) -> str:
     status = (answer.json() or {}).get("status")
     if answer.status != 200 or not isinstance(status, str):
         raise _scm_error(answer, "status")
-    return re.sub(r"[\s_]", "", status).upper()
+    return re.sub(r"[\s_\x00-\x1f\x7f]", "", status).upper()
 
 
 class EnrollmentApi:
@@ -3169,8 +3198,8 @@ def write_private(path: pathlib.Path, text: str) -> None:
         raise AgentError("state", f"{path} cannot be written: {error.strerror}") from None
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _user() -> str:
@@ -3207,6 +3236,9 @@ class Store:
 
     def prepare(self) -> None:
         """Make the folder, for the owner alone."""
+        if not self.folder.parent.is_dir():
+            text = f"there is no folder {self.folder.parent}: name one with --home"
+            raise AgentError("config", text)
         try:
             self.folder.mkdir(mode=0o700, exist_ok=True)
             if stat.S_IMODE(self.folder.stat().st_mode) & 0o077:
@@ -3269,14 +3301,17 @@ class Store:
 
     # Agreement
 
-    def has_accepted(self, agreement: str) -> bool:
+    def has_accepted(self, agreement: bytes) -> bool:
+        path = self.folder / "eula.json"
         try:
-            data = json.loads((self.folder / "eula.json").read_text(encoding="utf-8"))
+            data = json.loads(path.read_bytes())
             return bool(data["sha256"] == _sha256(agreement))
+        except PermissionError as error:
+            raise AgentError("state", f"{path}: {error.strerror}") from None
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    def accept(self, agreement: str, way: str) -> None:
+    def accept(self, agreement: bytes, way: str) -> None:
         """Record who accepted which text, when, and in which way."""
         data = {
             "sha256": _sha256(agreement),
@@ -3287,9 +3322,9 @@ class Store:
         write_private(self.folder / "eula.json", json.dumps(data, indent=1) + "\n")
 
 
-def read_agreement() -> str:
+def read_agreement() -> bytes:
     try:
-        return (_PROGRAM.parent / "LICENSE.txt").read_text(encoding="utf-8")
+        return (_PROGRAM.parent / "LICENSE.txt").read_bytes()
     except OSError:
         raise AgentError(
             "agreement",
@@ -3338,17 +3373,13 @@ class DiskSource:
     def open_to_others(self) -> bool:
         return bool(self._path.stat().st_mode & stat.S_IROTH)
 
-    def resolve(self, path: str) -> str:
+    def resolve_bundle(self, path: str) -> str:
         found = self._path.parent / path
         if not _is_file(found):
             raise ValueError(f"there is no file {found}")
-        return str(found)
-
-    def resolve_bundle(self, path: str) -> str:
-        found = self.resolve(path)
-        if not _is_bundle(found):
+        if not _is_bundle(str(found)):
             raise ValueError(f"{found} is not a PEM file of certificates")
-        return found
+        return str(found)
 
     def fetch(self, way: str, value: str) -> str:
         ways = {
@@ -3361,8 +3392,13 @@ class DiskSource:
         return secret
 
     def _from_file(self, value: str) -> str:
+        path = self._path.parent / value
+        if not _is_file(path):  # not told where: what is no path may be the secret itself
+            raise ValueError(
+                f"names a file that does not exist; a relative path starts from {self._path.parent}"
+            )
         try:
-            text = pathlib.Path(self.resolve(value)).read_text(encoding="utf-8-sig")
+            text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
             raise ValueError("names a file that is not UTF-8 text") from None
         except OSError as error:
@@ -3438,12 +3474,15 @@ class Home:
         return sorted(path for path in found if not path.name.startswith("."))
 
     def _find(self, name: str) -> pathlib.Path:
-        places = [self.path / "profiles" / name] if os.sep not in name else []
+        folder = self.path / "profiles"
+        places = [folder / name] if os.sep not in name else []
         for place in (*places, pathlib.Path(name)):
             for path in (place, pathlib.Path(f"{place}.yaml"), pathlib.Path(f"{place}.yml")):
                 if _is_file(path):
-                    return pathlib.Path(os.path.abspath(path))  # noqa: PTH100 - without symlinks
-        raise click.UsageError(f'there is no profile "{name}" in {self.path / "profiles"}')
+                    # A link to the folder is another way to it, one to a file is another profile.
+                    is_own = path.parent.resolve() == folder.resolve()
+                    return folder / path.name if is_own else path.parent.resolve() / path.name
+        raise click.UsageError(f'there is no profile "{name}" in {folder}')
 
     def load_profiles(self, files: Sequence[pathlib.Path]) -> Loaded:
         """Read profiles; the problems of all files are found in one go."""
@@ -3920,10 +3959,10 @@ class Work:
     def _observe(self) -> Observed:
         certificate = self._installed_certificate()
         managed = self._managed_id(certificate)
+        order = self._record.order
+        self.result.cert_id = (order.cert_id if order else None) or managed
         if certificate:
             self.result.show(certificate)
-            self.result.cert_id = managed
-        order = self._record.order
         if order and order.pem:
             self._chain = read_chain(order.pem)
         elif managed and self._record.installed:
@@ -4257,10 +4296,12 @@ class Work:
 
     def interrupt(self) -> None:
         """Report what was not finished when the run was interrupted."""
+        planned = bool(self._plan.reason)
         if self.waits:
             self.leave_pending()
-        elif self._todo and not self.result.error:
-            text = f"interrupted before {self._todo[0].value}: the next run goes on from here"
+        elif not self.result.error and (self._todo or not planned):
+            what = self._todo[0].value if planned else "it was looked at"
+            text = f"interrupted before {what}: the next run goes on from here"
             self.result.fail(AgentError("state", text))
 
     def leave_pending(self) -> None:
@@ -4485,6 +4526,7 @@ class Work:
         self._record.unverified = False
         self._remember()
         self.result.show(self._chain[0])
+        self.result.cert_id = old.cert_id
 
     def _wrong_at(self, server: VirtualServer) -> tuple[str, bool]:
         """Say what is wrong at a virtual server (empty: nothing), and whether it presented that."""
@@ -4553,6 +4595,7 @@ class Work:
         if self.result.outcome == "unchanged" and self._plan.first:
             self.result.outcome = self._plan.outcome
             self.result.show(self._chain[0])
+            self.result.cert_id = self._managed_id(self._chain[0])
 
 
 def _give_up(work: Work, trouble: dict[str, AgentError]) -> None:
@@ -4707,6 +4750,11 @@ def run_all(profiles: Sequence[Profile], run: Run, jobs: int) -> list[Result]:
 # ----- 10. Report -----------------------------------------------------------------------------
 
 
+def is_terminal(stream: IO[str] | None) -> bool:
+    """Tell whether somebody sits at a standard stream; one that was closed is None."""
+    return stream is not None and stream.isatty()
+
+
 class Console:
     """Where text leaves the program: one line at a time, without secrets."""
 
@@ -4715,7 +4763,7 @@ class Console:
         self._quiet = quiet  # --json: stdout holds the one object and nothing else
         self._lock = threading.Lock()
         self._progress = ""
-        self.is_terminal = sys.stdout.isatty() and not quiet
+        self.is_terminal = is_terminal(sys.stdout) and not quiet
 
     def say(self, text: str) -> None:
         if not self._quiet:
@@ -4930,19 +4978,31 @@ def _logging(level: int, redactor: Redactor, log_file: pathlib.Path | None) -> I
                 handler.close()
 
 
-def ask_for_agreement(agreement: str) -> bool:
-    """Show the agreement and ask; no answer is a no."""
-    click.echo(agreement)
+def accepts_by_environment() -> bool:
+    return os.environ.get("CITRIXAGENT_ACCEPT_EULA", "").lower() == "yes"
+
+
+def ask(question: str, interrupt: Interrupt) -> bool:
+    """Ask on the terminal; no answer is a no. Raises Interrupted at once where a signal comes."""
+    interrupt.at_once = True
     try:
-        return click.confirm("Do you accept this agreement?")
+        return click.confirm(question)
     except click.Abort:
         return False
+    finally:
+        interrupt.at_once = False
+
+
+def ask_for_agreement(agreement: bytes, interrupt: Interrupt) -> bool:
+    click.echo(agreement.decode(errors="replace"))
+    return ask("Do you accept this agreement?", interrupt)
 
 
 def not_accepted_text(home: pathlib.Path) -> str:
+    where = "" if home == _PROGRAM.parent else f"CITRIXAGENT_HOME={shlex.quote(str(home))} "
     return (
         "the licence agreement has not been accepted: read LICENSE.txt, then run "
-        f"{_PROGRAM} --home {home} eula --accept"
+        f"{where}{_PROGRAM} eula --accept"
     )
 
 
@@ -4962,9 +5022,8 @@ class Session:
         """Run a command's body and end the process with what came of it."""
         os.umask(0o077)
         try:
+            self.link.interrupt.listen()
             self.require_agreement()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self.link.interrupt.handle)
             body(self)
         except AgentError as error:
             self.report.errors.append(error)
@@ -4978,22 +5037,23 @@ class Session:
             log.info("interrupted")
         stopped = self.link.interrupt.signal
         code = 128 + stopped if stopped else self.report.exit_code()
-        self.report.tell(code)
+        try:
+            self.report.tell(code)
+        except OSError:  # a full disk, a pipe that nobody reads: the exit code still tells
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(code)
 
     def require_agreement(self) -> None:
         """Have the agreement accepted: earlier, by the environment, or now on a terminal."""
         agreement = read_agreement()
-        if not self.app.home.is_dir():
-            raise AgentError("config", f"there is no folder {self.app.home}: name one with --home")
         self.store.prepare()
         if self.store.has_accepted(agreement):
             return
-        if os.environ.get("CITRIXAGENT_ACCEPT_EULA", "").lower() == "yes":
+        if accepts_by_environment():
             self.store.accept(agreement, "CITRIXAGENT_ACCEPT_EULA")
             return
-        terminal = sys.stdin.isatty() and self.report.console.is_terminal
-        if not (terminal and ask_for_agreement(agreement)):
+        terminal = is_terminal(sys.stdin) and self.report.console.is_terminal
+        if not (terminal and ask_for_agreement(agreement, self.link.interrupt)):
             raise AgentError("agreement", not_accepted_text(self.app.home))
         self.store.accept(agreement, "asked")
 
@@ -5023,12 +5083,8 @@ class Session:
 
     def confirm(self, question: str) -> bool:
         """Ask on a terminal; elsewhere the answer is no."""
-        if not (sys.stdin.isatty() and self.report.console.is_terminal):
-            return False
-        try:
-            return click.confirm(question)
-        except click.Abort:
-            return False
+        terminal = is_terminal(sys.stdin) and self.report.console.is_terminal
+        return terminal and ask(question, self.link.interrupt)
 
     def execute(self, names: Sequence[str], intent: Intent, wait: int | None, jobs: int) -> None:
         """Load, lock, run, and take the results into the report."""
@@ -5049,8 +5105,7 @@ class Session:
             self.report.results += run_all(profiles, run, jobs)
             self.report.results.sort(key=lambda result: result.profile)
             for result in self.report.results:
-                if text := _line(result):
-                    log.info("%s", text)
+                log.info("%s", _line(result) or f"{result.profile}: unchanged, {result.reason}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -5123,6 +5178,12 @@ def run_command(
     session.run(lambda s: s.execute(profiles, Intent(), wait, jobs))
 
 
+def enroll(session: Session, names: Sequence[str], intent: Intent, wait: int | None) -> None:
+    if intent.cert_id is not None and not (intent.cert_id.strip() and len(names) == 1):
+        raise click.UsageError("--cert-id takes an id that SCM shows, and exactly one PROFILE")
+    session.execute(names, intent, wait, jobs=1)
+
+
 @main.command("enroll")
 @click.argument("profiles", nargs=-1, required=True, metavar="PROFILE...")
 @click.option(
@@ -5146,11 +5207,9 @@ def enroll_command(
     as_json: bool,
 ) -> None:
     """Order a certificate and install it; an open order is resumed, not doubled."""
-    if cert_id and len(profiles) != 1:
-        raise click.UsageError("--cert-id takes exactly one PROFILE")
     session = Session(app, "enroll", as_json=as_json)
     intent = Intent("enroll", force=force, cert_id=cert_id)
-    session.run(lambda s: s.execute(profiles, intent, wait, jobs=1))
+    session.run(lambda s: enroll(s, profiles, intent, wait))
 
 
 def _listed_certificate(view: View, row: CertKey, record: Record) -> Certificate | None:
@@ -5212,29 +5271,62 @@ def _certificate_document(
     }
 
 
+def _record_for_list(session: Session, profile: Profile) -> Record:
+    """Return a profile's record; one that cannot be read hides nothing else."""
+    try:
+        return session.store.load(profile.name)
+    except AgentError as error:
+        session.report.failures.append(error)
+        return Record(profile.name)
+
+
 def _list_appliance(
-    session: Session, appliance: Appliance, profiles: Sequence[Profile], show_all: bool
+    session: Session, profiles: Sequence[Profile], others: Sequence[Profile], show_all: bool
 ) -> list[Document]:
+    """Return what one appliance holds of ``profiles``, or all; ``others`` may own some of it."""
+    appliance = profiles[0].appliance
     view = View(appliance, session.link)
-    owners = {profile.certkey: profile for profile in profiles}
+    owners = {each.certkey: each for each in (*others, *profiles)}
     try:
         view.open(standby=True)
-        names = dict.fromkeys((*owners, *(view.certkeys if show_all else ())))
-        records = {profile.name: session.store.load(profile.name) for profile in profiles}
+        wanted = [profile.certkey for profile in profiles]
+        names = dict.fromkeys((*wanted, *(view.certkeys if show_all else ())))
+        shown = [owners[name] for name in names if name in owners]
+        records = {profile.name: _record_for_list(session, profile) for profile in shown}
         return [_certificate_document(view, name, owners.get(name), records) for name in names]
     finally:
         view.close()
+
+
+def _by_place(profiles: Iterable[Profile]) -> dict[object, list[Profile]]:
+    """Group profiles by what they look at, however they get there."""
+    groups: dict[object, list[Profile]] = {}
+    for profile in profiles:
+        place = (profile.appliance.addresses, profile.appliance.partition)
+        groups.setdefault(place, []).append(profile)
+    return groups
+
+
+def _shown_names(each: Document) -> str:
+    """Return the names of a certificate in a list, the common name first; not all of very many."""
+    if each["serial"] is None:
+        return "not installed"
+    names = [each["common_name"], *each["subject_alternative_names"]]
+    names = list(dict.fromkeys(name for name in names if name))
+    more = f", +{len(names) - 3}" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more or "-"
 
 
 def _table_row(each: Document) -> tuple[str, ...]:
     bound = [
         server["name"] + (" (SNI)" if server["sni"] else "") for server in each["virtual_servers"]
     ]
-    order = each["order"]
+    order, issuer = each["order"], each["issuer"] or "-"
     return (
         each["appliance"],
         each["certkey"],
-        each["common_name"] or "not installed",
+        _shown_names(each),
+        common_name_in(issuer) or issuer,
         (each["not_after"] or "-").partition("T")[0],
         "-" if each["days_left"] is None else str(each["days_left"]),
         ", ".join(bound) or "-",
@@ -5247,8 +5339,8 @@ def _table(certificates: Sequence[Document]) -> list[str]:
     """Return the lines of a table; nothing for nothing."""
     if not certificates:
         return []
-    head = ("APPLIANCE", "CERTKEY", "NAME", "EXPIRES", "DAYS", "BOUND TO", "PROFILE", "ORDER")
-    rows = [head, *(_table_row(each) for each in certificates)]
+    head = "APPLIANCE CERTKEY NAMES ISSUER EXPIRES DAYS BOUND-TO PROFILE ORDER"
+    rows = [head.split(), *(_table_row(each) for each in certificates)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -5258,17 +5350,20 @@ def _table(certificates: Sequence[Document]) -> list[str]:
 
 def list_certificates(session: Session, names: Sequence[str], *, show_all: bool) -> None:
     """Read every appliance of the profiles and tell what it holds."""
-    report = session.report
-    report.certificates = []
+    report, found = session.report, list[Document]()
+    report.certificates = found
     _, profiles = session.load(names)
+    home = session.home
+    everybody = home.load_profiles(home.profile_files([])).profiles if show_all and names else []
+    others = _by_place(everybody)
     with _logging(session.app.verbosity, session.redactor, None):
-        for appliance, members in by_appliance(profiles).items():
+        for place, members in _by_place(profiles).items():
             try:
-                report.certificates += _list_appliance(session, appliance, members, show_all)
+                found += _list_appliance(session, members, others.get(place, []), show_all)
             except AgentError as error:
                 report.failures.append(error)
     if not report.as_json:
-        for line in _table(report.certificates):
+        for line in _table(found):
             report.console.say(line)
 
 
@@ -5344,8 +5439,8 @@ def revoke(session: Session, name: str, reason: str, message: str, *, sure: bool
         if not (sure or session.confirm(f"Revoke the certificate of {profile.name} for good?")):
             raise click.UsageError("nothing was revoked: give --yes to revoke without being asked")
         result = Result(profile.name, profile.appliance.host, profile.certkey)
-        session.report.results.append(result)
         with session.lock(), session.logging():
+            session.report.results.append(result)
             scm = connect_to_scm(config, Tokens(config, session.redactor), session.link)
             try:
                 _revoke(session, scm, profile, result, Revocation(reason, message))
@@ -5398,7 +5493,26 @@ def rollback_command(app: App, profile: str, as_json: bool) -> None:
 def list_command(app: App, profiles: tuple[str, ...], show_all: bool, as_json: bool) -> None:
     """Show what is installed, until when, and where it is bound; changes nothing."""
     session = Session(app, "list", as_json=as_json)
+    session.report.certificates = []
     session.run(lambda s: list_certificates(s, profiles, show_all=show_all))
+
+
+def show_agreement(home: pathlib.Path, interrupt: Interrupt, *, accept: bool) -> None:
+    """Show the agreement and have it accepted, unless it is or ``accept`` says so."""
+    agreement = read_agreement()
+    store = Store(home)
+    store.prepare()
+    if accept or accepts_by_environment():
+        store.accept(agreement, "eula --accept" if accept else "CITRIXAGENT_ACCEPT_EULA")
+        click.echo("The licence agreement is accepted.")
+    elif is_terminal(sys.stdin):
+        if not ask_for_agreement(agreement, interrupt):
+            raise AgentError("agreement", not_accepted_text(home))
+        store.accept(agreement, "asked")
+    else:
+        click.echo(agreement.decode(errors="replace"))
+        if not store.has_accepted(agreement):
+            raise AgentError("agreement", not_accepted_text(home))
 
 
 @main.command("eula")
@@ -5406,21 +5520,12 @@ def list_command(app: App, profiles: tuple[str, ...], show_all: bool, as_json: b
 @click.pass_obj
 def eula_command(app: App, accept: bool) -> None:
     """Show the licence agreement and ask for its acceptance."""
-    agreement = read_agreement()
-    store = Store(app.home)
-    store.prepare()
-    if accept:
-        store.accept(agreement, "eula --accept")
-        click.echo("The licence agreement is accepted.")
-        return
-    if not sys.stdin.isatty():
-        click.echo(agreement)
-        if store.has_accepted(agreement):
-            return
-        raise AgentError("agreement", not_accepted_text(app.home))
-    if not ask_for_agreement(agreement):
-        raise AgentError("agreement", not_accepted_text(app.home))
-    store.accept(agreement, "asked")
+    interrupt = Interrupt()
+    interrupt.listen()
+    try:
+        show_agreement(app.home, interrupt, accept=accept)
+    except Interrupted:
+        sys.exit(128 + interrupt.signal)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
 import pty
+import re
+import shlex
 import signal
 import stat
 import subprocess
@@ -15,7 +19,10 @@ import time
 
 import pytest
 from conftest import PASSWORD, PROGRAM, Lab
-from simulators.server import Fault
+from cryptography.hazmat.primitives.asymmetric import ec
+from simulators.ca import Authority, to_pem
+from simulators.certkeys import key_pem
+from simulators.server import Fault, Response
 
 
 @pytest.fixture
@@ -32,7 +39,7 @@ def test_without_the_agreement_nothing_happens(stranger: Lab, command: list[str]
     assert outcome.exit_code == 6
     assert outcome.stderr == (
         "error: the licence agreement has not been accepted: read LICENSE.txt, then run "
-        f"{PROGRAM} --home {stranger.home} eula --accept\n"
+        f"CITRIXAGENT_HOME={stranger.home} {PROGRAM} eula --accept\n"
     )
     assert stranger.json(*command).document()["errors"][0]["kind"] == "agreement"
     assert not stranger.appliance.server.requests
@@ -74,8 +81,13 @@ def test_a_changed_agreement_is_asked_for_again(stranger: Lab, tmp_path: pathlib
     assert run("list") == 6
 
 
-def on_a_terminal(lab: Lab, answer: str, *arguments: str) -> tuple[int, str]:
-    """Run the program on a terminal, type an answer, and return exit code and what is shown."""
+def on_a_terminal(
+    lab: Lab, answer: str, *arguments: str, sent: tuple[str, int] | None = None
+) -> tuple[int, str]:
+    """Run the program on a terminal, type an answer, and return exit code and what is shown.
+
+    ``sent``: a signal for the program, and the text after which it gets it.
+    """
     parent, child = pty.openpty()
     with subprocess.Popen(
         [sys.executable, str(PROGRAM), "--home", str(lab.home), *arguments],
@@ -92,6 +104,10 @@ def on_a_terminal(lab: Lab, answer: str, *arguments: str) -> tuple[int, str]:
                 shown += os.read(parent, 65536)
             except OSError:
                 break
+            if sent and sent[0] in shown.decode():
+                time.sleep(0.5)  # a signal just before the read is seen only after it
+                process.send_signal(sent[1])
+                sent = None
         code = process.wait(60)
     os.close(parent)
     return code, shown.decode()
@@ -124,6 +140,42 @@ def test_eula_shows_and_asks(stranger: Lab) -> None:
     assert on_a_terminal(stranger, "n\n", "eula")[0] == 6
     assert on_a_terminal(stranger, "y\n", "eula")[0] == 0
     assert stranger("eula").exit_code == 0
+
+
+def test_the_environment_accepts_for_eula_as_well(stranger: Lab) -> None:
+    outcome = stranger.spawn("eula", environment={"CITRIXAGENT_ACCEPT_EULA": "yes"})
+    assert (outcome.exit_code, outcome.stdout) == (0, "The licence agreement is accepted.\n")
+    assert stranger("run").exit_code == 0
+
+
+def test_eula_in_no_folder(lab: Lab) -> None:
+    outcome = lab("--home", f"{lab.home}/no", "eula", "--accept")
+    assert outcome.exit_code == 3
+    assert f"there is no folder {lab.home}/no" in outcome.stderr
+
+
+def test_the_agreement_is_recorded_as_it_stands_on_disk(lab: Lab, tmp_path: pathlib.Path) -> None:
+    """Whatever its encoding and line ends: the hash is the one that sha256sum prints."""
+    folder = tmp_path / "program"
+    folder.mkdir()
+    (folder / "citrixagent.py").write_bytes(PROGRAM.read_bytes())
+    (folder / "LICENSE.txt").write_bytes(b"Caf\xe9\r\n")
+    command = [sys.executable, str(folder / "citrixagent.py"), "--home", str(lab.home), "eula"]
+    shown = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert (shown.returncode, shown.stdout[:3]) == (6, b"Caf")
+    assert subprocess.run([*command, "--accept"], capture_output=True, check=False).returncode == 0
+    recorded = json.loads((lab.home / "state" / "eula.json").read_text())
+    assert recorded["sha256"] == hashlib.sha256(b"Caf\xe9\r\n").hexdigest()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("command", [["run"], ["eula"]])
+def test_a_signal_ends_the_question(
+    stranger: Lab, command: list[str], number: int, code: int
+) -> None:
+    question = "Do you accept this agreement?"
+    assert on_a_terminal(stranger, "", *command, sent=(question, number))[0] == code
+    assert stranger("list").exit_code == 6
 
 
 # Cron
@@ -332,10 +384,65 @@ def test_list_tells_what_is_installed(lab: Lab) -> None:
         **{name: False for name in lab.appliance.certkeys if name != "www"},
     }
     lines = lab("list").stdout.splitlines()
-    assert lines[0].split() == [
-        "APPLIANCE", "CERTKEY", "NAME", "EXPIRES", "DAYS", "BOUND", "TO", "PROFILE", "ORDER",
-    ]  # fmt: skip
-    assert lines[1].split()[1:3] == ["www", "www.example.com"]
+    head = "APPLIANCE CERTKEY NAMES ISSUER EXPIRES DAYS BOUND-TO PROFILE ORDER"
+    assert lines[0].split() == head.split()
+    end = leaf.not_valid_after_utc.strftime("%Y-%m-%d")
+    assert re.split(" {2,}", lines[1]) == [
+        lab.appliance.host,
+        "www",
+        "www.example.com, example.com, 192.0.2.10",
+        "CA DV E36",
+        end,
+        "198",
+        "vs_www",
+        "www",
+        "-",
+    ]
+
+
+def test_list_has_its_shape_whatever_happens(stranger: Lab) -> None:
+    document = stranger.json("list").document()
+    assert (document["exit_code"], document["certificates"]) == (6, [])
+    assert "profiles" not in document
+
+
+def test_list_hides_nothing_because_of_one_record(lab: Lab) -> None:
+    lab.write_profile()
+    lab.write_profile("two", certificate=lab.certificate(name="two"))
+    record = lab.write("state/profile-two.json", "{")
+    outcome = lab.json("list")
+    assert outcome.exit_code == 1
+    assert [each["certkey"] for each in outcome.document()["certificates"]] == ["two", "www"]
+    (error,) = outcome.document()["errors"]
+    assert f"{record} is damaged" in error["message"]
+
+
+def test_list_names_every_certkey_once_and_its_owner(lab: Lab) -> None:
+    """Whichever profiles are asked about, and however they reach the appliance."""
+    lab.write_profile()
+    certificate = lab.certificate(name="two", common_name="two.example.com")
+    lab.appliance.add_virtual_server("vs_two", "load_balancing")
+    lab.write_profile(
+        "two",
+        citrix=lab.citrix(timeout=7),
+        certificate=certificate,
+        virtual_servers=[{"name": "vs_two", "type": "load_balancing"}],
+    )
+    assert lab("run").exit_code == 0
+    for names in ([], ["www"], ["two"]):
+        rows = lab.json("list", "--all", *names).document()["certificates"]
+        assert sorted(each["certkey"] for each in rows) == sorted(lab.appliance.certkeys)
+        owners = {each["certkey"]: each["profile"] for each in rows if each["managed"]}
+        assert owners == {"www": "www", "two": "two"}
+
+
+def test_list_shows_a_certificate_without_a_common_name(lab: Lab) -> None:
+    key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.timezone.utc)
+    name = f"{'a' * 60}.example.com"  # too long for one
+    leaf = Authority().certify(key.public_key(), [name], now, now + dt.timedelta(days=9))
+    lab.appliance.install("www", to_pem([leaf]), key_pem(key).decode())
+    lab.write_profile()
+    assert f"www      {name}  " in lab("list").stdout
 
 
 def test_list_names_an_appliance_that_cannot_be_asked(lab: Lab) -> None:
@@ -371,7 +478,12 @@ def test_enroll_with_an_id_needs_the_order_that_it_answers(lab: Lab) -> None:
         "kind": "state",
         "message": "www has no open order: its certificate 1 has no key here",
     }
-    assert lab("enroll", "--cert-id", "1", "www", "two").exit_code == 2
+    for wrong in (["1", "www", "two"], ["", "www"], [" ", "--force", "www"]):
+        outcome = lab("enroll", "--cert-id", *wrong)
+        assert outcome.exit_code == 2
+        assert "--cert-id takes an id that SCM shows, and exactly one PROFILE" in outcome.stderr
+        assert lab.json("enroll", "--cert-id", *wrong).document()["exit_code"] == 2
+    assert not lab.scm.orders
 
 
 def test_a_profile_by_path(lab: Lab, tmp_path: pathlib.Path) -> None:
@@ -380,6 +492,16 @@ def test_a_profile_by_path(lab: Lab, tmp_path: pathlib.Path) -> None:
     path.rename(moved)
     outcome = lab.json("run", str(moved))
     assert outcome.profile("elsewhere")["outcome"] == "enrolled"
+
+
+def test_a_link_to_the_home_is_another_way_to_the_same_profile(
+    lab: Lab, tmp_path: pathlib.Path
+) -> None:
+    lab.write_profile()
+    link = tmp_path / "link"
+    link.symlink_to(lab.home)
+    outcome = lab.json("run", str(link / "profiles" / "www.yaml"), "www")
+    assert [each["outcome"] for each in outcome.document()["profiles"]] == ["enrolled"]
 
 
 # Signals and start
@@ -407,6 +529,56 @@ def test_a_signal_ends_the_run_in_order(lab: Lab, number: int, code: int) -> Non
     lab.scm.orders[0].approve()
     assert lab("run").exit_code == 0
     assert len(lab.scm.orders) == 1
+
+
+def test_what_was_not_looked_at_when_a_signal_came_says_so(lab: Lab) -> None:
+    lab.write_profile()
+    with subprocess.Popen(
+        [sys.executable, str(PROGRAM), "--home", str(lab.home), "run", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        lab.appliance.server.before = lambda request: (
+            process.send_signal(signal.SIGTERM) if request.number == 2 else None
+        )
+        stdout, _ = process.communicate(timeout=30)
+    (profile,) = json.loads(stdout)["profiles"]
+    text = "interrupted before it was looked at: the next run goes on from here"
+    assert (profile["outcome"], profile["error"]["message"]) == ("failed", text)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_no_reason_to_fail(lab: Lab, closed: str) -> None:
+    lab.write_profile()
+    command = shlex.join([sys.executable, str(PROGRAM), "--home", str(lab.home), "run"])
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{command} {closed}"], capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(lab.scm.orders) == 1
+
+
+def test_output_that_cannot_be_written_changes_no_exit_code(lab: Lab) -> None:
+    lab.write_profile()
+    command = shlex.join([sys.executable, str(PROGRAM), "--home", str(lab.home), "run"])
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{command} >/dev/full"], capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_words_of_others_stay_in_one_line(lab: Lab) -> None:
+    answer = b'{"code": -9, "description": "not\\n\\u001b[31mso"}'
+    refused = Fault(
+        "status", matches=lambda r: r.path.endswith("/certificates"), response=Response(400, answer)
+    )
+    lab.scm.server.faults.append(refused)
+    lab.write_profile()
+    outcome = lab("run")
+    assert outcome.stdout.count("\n") == 1
+    assert "not [31mso (code -9)" in outcome.stdout
+    log_text = (lab.home / "state" / "citrixagent.log").read_text()
+    assert all(re.match(r"\d{4}-\d\d-\d\dT[\d:]+Z ", line) for line in log_text.splitlines())
 
 
 def test_a_signal_while_the_order_is_sent_loses_nothing(lab: Lab) -> None:

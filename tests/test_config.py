@@ -44,6 +44,7 @@ COUNTRY = "must be a country code of two letters, such as GB"
 FINGERPRINT_FORM = "must be a SHA-256 fingerprint: 64 hex digits, colons allowed"
 DIRECTORY = "must be an absolute path on the appliance"
 SERVERS = "must be a list with at least one entry"
+NO_FILE = "names a file that does not exist; a relative path starts from"
 WINDOW = "must be a number of days (1 to 3650) or a share such as 33%"
 KIND = "must be one of load_balancing, gateway, content_switching, authentication"
 KEY_TYPE = "must be one of RSA-2048, RSA-3072, RSA-4096, ECDSA-P256, ECDSA-P384"
@@ -341,13 +342,13 @@ SECRETS: Table = [
     (
         "no file",
         {"password_file": "ns.secret"},
-        "citrix.password_file: there is no file {home}/profiles/ns.secret",
+        f"citrix.password_file: {NO_FILE} {{home}}/profiles",
     ),
     ("blank file", {"password_file": "blank"}, "citrix.password_file: gives an empty secret"),
     (
         "long path",
         {"password_file": "x" * 300},
-        f"citrix.password_file: there is no file {{home}}/profiles/{'x' * 300}",
+        f"citrix.password_file: {NO_FILE} {{home}}/profiles",
     ),
     (
         "control characters",
@@ -619,17 +620,17 @@ LINE: Table = [
     (
         "password twice",
         {"password": f"password: {SECRET}\n  password: {SECRET}"},
-        'line 14, column 3: the key "password" stands twice',
+        "citrix.password: stands twice, again in line 14",
     ),
     (
         "block twice",
         {"enrollment": "renewal: {}\nrenewal: {}\nenrollment:"},
-        'line 17, column 1: the key "renewal" stands twice',
+        "renewal: stands twice, again in line 17",
     ),
     (
         "twice in one line",
         {"enrollment": "renewal: {auto_renew: true, auto_renew: false}\nenrollment:"},
-        'line 16, column 29: the key "auto_renew" stands twice',
+        "renewal.auto_renew: stands twice, again in line 16",
     ),
     (
         "tab",

@@ -312,6 +312,7 @@ def test_an_order_that_waits_is_pending_and_resumed(lab: Lab) -> None:
     assert outcome.exit_code == 5
     (order,) = lab.scm.orders
     assert outcome.text == f"www: pending, awaiting approval in SCM (order {order.cert_id})\n"
+    assert lab.json("run", "--dry-run").profile()["cert_id"] == order.cert_id
     listed = lab.json("list").document()["certificates"][0]["order"]
     assert (listed["cert_id"], listed["action"], listed["status"]) == (
         order.cert_id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import pathlib
+import signal
 
 import pytest
 import yaml
@@ -200,7 +201,10 @@ def test_revoke_asks_first_and_is_not_undone_by_cron(api: Lab) -> None:
     assert api("run").exit_code == 0
     assert api("revoke", "www", "--reason", "keyCompromise").exit_code == 2
     assert api("revoke", "www").exit_code == 2
-    code, shown = on_a_terminal(api, "n\n", "revoke", "www", "--reason", "keyCompromise")
+    words = ["revoke", "www", "--reason", "keyCompromise"]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        assert on_a_terminal(api, "", *words, sent=("for good?", number))[0] == 128 + number
+    code, shown = on_a_terminal(api, "n\n", *words)
     assert code == 2
     assert "Revoke the certificate of www for good?" in shown
     assert api.scm.orders[0].status == "Issued"
@@ -257,6 +261,7 @@ def test_rollback_puts_the_previous_certificate_back(due: Lab) -> None:
     outcome = due.json("rollback", "www")
     assert (outcome.exit_code, outcome.profile()["outcome"]) == (0, "rolled_back")
     assert outcome.profile()["steps"] == ["install", "link", "bind", "save", "verify", "clean_up"]
+    assert outcome.profile()["cert_id"] == due.scm.orders[0].cert_id
     due.appliance.reboot()
     assert served(due) == old
     outcome = due("run")
@@ -287,7 +292,8 @@ def test_an_adopted_certificate_can_be_put_back(lab: Lab) -> None:
     old = install_own(lab, days_left=20)
     chain = served(lab)
     assert lab.json("run").profile()["outcome"] == "renewed"
-    assert lab("rollback", "www").exit_code == 0
+    outcome = lab.json("rollback", "www")
+    assert (outcome.exit_code, outcome.profile()["cert_id"]) == (0, None)
     assert serial_of(lab) == old
     lab.appliance.reboot()
     assert served(lab) == chain

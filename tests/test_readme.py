@@ -105,7 +105,8 @@ def test_the_scm_file_as_shipped_only_lacks_its_secret(lab: Lab) -> None:
     outcome = lab("run")
     assert outcome.exit_code == 3
     assert outcome.stderr == (
-        f"{lab.home}/scm.yaml: client_secret_file: there is no file {lab.home}/client_secret\n"
+        f"{lab.home}/scm.yaml: client_secret_file: names a file that does not exist; "
+        f"a relative path starts from {lab.home}\n"
     )
 
 
