@@ -1267,6 +1267,7 @@ def check_issued(
 
 # ----- 4. Planning ----------------------------------------------------------------------------
 
+_A_NIGHT = dt.timedelta(hours=20)
 LAPSE = dt.timedelta(days=7)
 """What is left when waiting for the operator ends: a certificate must not lapse over a question."""
 
@@ -1335,6 +1336,8 @@ class Order:
     restores: Generation | None = None  # no order at SCM: an earlier generation is put back
     previous: str | None = None  # id at SCM of what is renewed or replaced
     key_lost: bool = False  # the key is not on the appliance that is primary now
+    rescues: str | None = None  # id of an order whose key was lost: this one replaces it
+    adopted: bool = False  # the operator named the id: whether it is this order shows its key
 
 
 @dataclasses.dataclass
@@ -1380,6 +1383,7 @@ class Observed:
     conflicts: tuple[str, ...] = ()
     revoked: bool = False
     issued: Certificate | None = None  # for the open order, collected but not proved to be served
+    previous: Certificate | None = None  # what a rollback would put back, where it is known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1499,8 +1503,10 @@ def _change(profile: Profile, certificate: Certificate, installed: Generation | 
     else:
         same = covers([certificate.common_name], [profile.subject.common_name])
     if not same:
-        held = _listed(certificate.names or [certificate.common_name])
-        return f"the certificate is for {held}, the profile asks for {_listed(profile.names)}"
+        held, asked = _listed(certificate.names or [certificate.common_name]), _listed(wanted)
+        if held == asked:
+            held, asked = f"{certificate.common_name} first", f"{profile.names[0]} first"
+        return f"the certificate is for {held}, the profile asks for {asked}"
     if certificate.key_type != profile.key_type:
         return f"the key is {certificate.key_type}, the profile asks for {profile.key_type}"
     return ""
@@ -1521,14 +1527,15 @@ def _not_renewed(profile: Profile, certificate: Certificate, now: dt.datetime, r
     return text
 
 
-def _repair(seen: Observed, reason: str) -> Plan:
+def _repair(profile: Profile, seen: Observed, reason: str) -> Plan:
     """Return what is missing around an installed certificate, if only what a cut-off run left."""
     record = seen.record
     missing = {
         Step.LINK: "its chain is not linked" * (not seen.linked),
         Step.BIND: f"not bound to {', '.join(seen.unbound)}" * bool(seen.unbound),
         Step.SAVE: "the configuration was not saved" * record.unsaved,
-        Step.VERIFY: "what is presented was not verified" * record.unverified,
+        Step.VERIFY: "what is presented was not verified"
+        * (record.unverified and profile.handshake != "off"),
     }
     for step, text in missing.items():
         if text:
@@ -1570,7 +1577,7 @@ def _stay_rolled_back(profile: Profile, seen: Observed, reason: str) -> Plan:
         f"rolled back by the operator ({reason}): stays until citrixagent.py renew {profile.name}, "
         f"or {LAPSE.days} days before its end"
     )
-    return dataclasses.replace(_repair(seen, text), warnings=(text,))
+    return dataclasses.replace(_repair(profile, seen, text), warnings=(text,))
 
 
 def _by_itself(profile: Profile, seen: Observed, certificate: Certificate) -> Plan:
@@ -1592,7 +1599,7 @@ def _by_itself(profile: Profile, seen: Observed, certificate: Certificate) -> Pl
     if change:
         return _changed(profile, seen, change)
     warnings = (_not_renewed(profile, certificate, seen.now, reason),) if due else ()
-    return dataclasses.replace(_repair(seen, reason), warnings=warnings, notices=notices)
+    return dataclasses.replace(_repair(profile, seen, reason), warnings=warnings, notices=notices)
 
 
 def _start(profile: Profile, seen: Observed, intent: Intent, *, anew: bool = False) -> Plan:
@@ -1608,35 +1615,19 @@ def _start(profile: Profile, seen: Observed, intent: Intent, *, anew: bool = Fal
     return _by_itself(profile, seen, certificate)
 
 
-def _roll_back(profile: Profile, seen: Observed) -> Plan:
-    """Put the previous generation back; a rollback that was cut off is gone on with."""
-    record, certificate = seen.record, seen.certificate
-    if record.order and record.order.restores:
-        return Plan(
-            "rolled_back", record.order.reason, _next_step(record.order, seen), resumes=True
-        )
-    if record.order and record.order.sent:
-        which = record.order.cert_id or "of unknown outcome"
-        raise AgentError(
-            "state",
-            f"order {which} is open: finish it first, with citrixagent.py run {profile.name}, or "
-            f"give it up with citrixagent.py enroll --force {profile.name}",
-        )
+def _check_rollback(profile: Profile, seen: Observed) -> Generation:
+    """Return what a rollback puts back; AgentError where there is nothing, or nothing good."""
+    record, certificate, name = seen.record, seen.certificate, profile.name
     previous, installed = record.previous, record.installed
     if not (previous and installed and certificate and installed.serial == certificate.serial):
-        raise AgentError("state", f"there is no previous certificate of {profile.name} to put back")
-    if not previous.pem:
-        raise AgentError("state", f"what {profile.name} had before is not known well enough")
-    reason = f"the operator put {previous.serial} back"
-    return Plan("rolled_back", reason, Step.INSTALL, restores=previous)
-
-
-def _unplaced(profile: Profile, seen: Observed, order: Order, intent: Intent) -> Plan:
-    """Decide afresh; where an order is still needed, the key and CSR that are there will do."""
-    plan = _start(profile, seen, intent)
-    if not plan.action or order.wish != wish_of(profile):
-        return plan
-    return dataclasses.replace(plan, first=_next_step(order, seen), resumes=True)
+        raise AgentError("state", f"there is no previous certificate of {name} to put back")
+    if not seen.previous:
+        raise AgentError("state", f"what {name} had before is not known well enough")
+    if (end := seen.previous.not_after) <= seen.now:
+        raise AgentError("state", f"the previous certificate of {name} expired at {iso(end)}")
+    if record.revoked == previous.serial:
+        raise AgentError("state", f"the previous certificate of {name} was revoked by the operator")
+    return previous
 
 
 def unknown_outcome_text(name: str, order: Order) -> str:
@@ -1648,11 +1639,58 @@ def unknown_outcome_text(name: str, order: Order) -> str:
     )
 
 
+def _roll_back(profile: Profile, seen: Observed) -> Plan:
+    """Put the previous generation back; a rollback that was cut off is gone on with.
+
+    An order that was turned down is given up; one that may still be used is not.
+    """
+    order = seen.record.order
+    if order and order.restores:
+        return Plan("rolled_back", order.reason, _next_step(order, seen), resumes=True)
+    if order and order.sent and not order.refused:
+        if order.cert_id is None:
+            raise AgentError("state", unknown_outcome_text(profile.name, order))
+        raise AgentError(
+            "state",
+            f"order {order.cert_id} is open: have it finished by citrixagent.py run "
+            f"{profile.name}, or decline it in SCM and run that once; then roll back",
+        )
+    previous = _check_rollback(profile, seen)
+    reason = f"the operator put {previous.serial} back"
+    return Plan("rolled_back", reason, Step.INSTALL, restores=previous)
+
+
+def _still_serves(profile: Profile, order: Order) -> bool:
+    """Tell whether what was ordered serves the profile as it is now."""
+    return set(profile.names) <= set(order.names) and order.key_type == profile.key_type
+
+
+def _unplaced(profile: Profile, seen: Observed, order: Order, intent: Intent) -> Plan:
+    """Decide afresh; where an order is still needed, the key and CSR that are there will do.
+
+    What is to replace an order whose key was lost goes on doing so: that order is paid for.
+    """
+    if order.rescues and _still_serves(profile, order) and not intent.force:
+        step = _next_step(order, seen)
+        return Plan(
+            order.outcome, order.reason, step, "replace", resumes=True, replaces=order.rescues
+        )
+    plan = _start(profile, seen, intent)
+    if not plan.action or order.wish != wish_of(profile):
+        return plan
+    return dataclasses.replace(plan, first=_next_step(order, seen), resumes=True)
+
+
+def _moment(text: str) -> dt.datetime:
+    """Return the time that ``iso`` wrote."""
+    return dt.datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z")
+
+
 def _check_anew(profile: Profile, seen: Observed, order: Order, intent: Intent) -> None:
     """Let a new order be placed after a no, or after no answer, only with a reason.
 
     After a no, somebody must ask for it, or for another one; after no answer, the operator must say
-    so, or the certificate be about to lapse.
+    so, or the certificate be about to lapse: then one is placed a night.
     """
     if order.refused:
         if intent.command == "run" and order.wish == wish_of(profile):
@@ -1668,14 +1706,10 @@ def _check_anew(profile: Profile, seen: Observed, order: Order, intent: Intent) 
         and profile.auto_renew
         and held.not_after - seen.now < LAPSE
         and _due(profile, held, seen.now)[0]
+        and seen.now - _moment(order.sent or order.started) > _A_NIGHT
     )
     if not (lapsing or (intent.force and intent.command == "enroll")):
         raise AgentError("unknown_outcome", unknown_outcome_text(profile.name, order))
-
-
-def _still_serves(profile: Profile, order: Order) -> bool:
-    """Tell whether what was ordered serves the profile as it is now."""
-    return set(profile.names) <= set(order.names) and order.key_type == profile.key_type
 
 
 def _edited_text(profile: Profile, order: Order) -> str:
@@ -1697,7 +1731,7 @@ def _placed(profile: Profile, seen: Observed, order: Order, intent: Intent) -> P
     """Go on with an order that SCM has or may have; None where a new one is to be placed."""
     forced = intent.force and intent.command == "enroll"
     if order.restores:
-        return _resume(order, seen)
+        return _resume(order, seen) if intent.command == "run" else None
     if seen.issued and profile.auto_renew and _due(profile, seen.issued, seen.now)[0]:
         return None  # it could not be put into service while it was fresh
     if order.refused or order.cert_id is None:
@@ -1955,6 +1989,7 @@ class Transport:
         self._proxies = proxies
         self._session = _session(tls)
         self._used = 0.0
+        self._silent_until = 0.0
         self.is_ending = False  # a last request is sent also after an interruption
 
     def close(self) -> None:
@@ -1966,14 +2001,15 @@ class Transport:
         url: str,
         *,
         repeatable: bool,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | bytes] | None = None,
         body: bytes | None = None,
     ) -> Answer:
         """Send a request and return the answer, whatever its status.
 
         A ``repeatable`` one is sent again after a broken connection or a passing status; any other
         only where it cannot have been carried out: no connection, 429, 503 with Retry-After. A
-        time-out is never tried again: a server that is down costs one. Raises TransportError.
+        time-out is never tried again, and nothing else is sent for as long as it took: a server
+        that is down costs one. Raises TransportError.
         """
         if not repeatable and time.monotonic() - self._used > _KEPT:
             self._session.close()  # a kept connection that breaks would leave the outcome unknown
@@ -1994,7 +2030,7 @@ class Transport:
         raise AssertionError("the last round returns or raises")
 
     def _send_once(
-        self, method: str, url: str, headers: Mapping[str, str] | None, body: bytes | None
+        self, method: str, url: str, headers: Mapping[str, str | bytes] | None, body: bytes | None
     ) -> Answer:
         import requests
 
@@ -2002,6 +2038,9 @@ class Transport:
             self._link.interrupt.check()
         call = f"{method} {urllib.parse.urlsplit(url).path}"
         start = time.monotonic()
+        if start < self._silent_until and not self.is_ending:
+            text = f"no answer within {self._timeout} s just before"
+            raise self._unreachable(text, sent=False, timed_out=True)
         try:
             response = self._session.request(
                 method,
@@ -2015,7 +2054,10 @@ class Transport:
             )
         except requests.RequestException as error:
             log.debug("%s: %s: %s", self._label, call, type(error).__name__)
-            raise self._explain(error) from None
+            failure = self._explain(error)
+            if failure.timed_out:
+                self._silent_until = time.monotonic() + self._timeout
+            raise failure from None
         self._used = time.monotonic()
         took = (self._used - start) * 1000
         log.debug("%s: %s: %s (%.0f ms)", self._label, call, response.status_code, took)
@@ -2769,10 +2811,16 @@ class Tokens:
         self._url = config.token_url
         self._token = ""
         self._fresh_until = 0.0
+        self._silence: tuple[float, AgentError] | None = None  # until when what is not tried again
 
     def get(self, transport: Transport) -> str:
-        """Return a token that is good for a while; fetches one where needed."""
+        """Return a token that is good for a while; fetches one where needed.
+
+        All threads wait for one fetch; where it ends with a time-out, they do not wait again.
+        """
         with self._lock:
+            if self._silence and time.monotonic() < self._silence[0]:
+                raise self._silence[1]
             if not self._token or time.monotonic() >= self._fresh_until:
                 self._fetch(transport)
             return self._token
@@ -2823,7 +2871,10 @@ class Tokens:
             )
         except TransportError as error:
             # Not the request that the token is for: that one was not sent.
-            raise AgentError(error.kind, error.message) from None
+            failure = AgentError(error.kind, error.message)
+            if error.timed_out:
+                self._silence = (time.monotonic() + self._config.timeout, failure)
+            raise failure from None
         data = answer.json() or {}
         if answer.status in _TRANSIENT:
             raise AgentError("unavailable", f"SCM's token endpoint answers HTTP {answer.status}")
@@ -2970,12 +3021,13 @@ class Channel:
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
     ) -> tuple[Answer, str]:
         config, token = self._config, ""
+        login: dict[str, str | bytes]
         if config.client_id:
             token = self._tokens.get(self._transport)
             login = {"Authorization": f"Bearer {token}"}
-        else:
-            login = {"login": config.login, "password": config.password.value}
-            login["customerUri"] = config.customer_uri
+        else:  # bytes: a text would have to be Latin-1
+            login = {"login": config.login.encode(), "password": config.password.value.encode()}
+            login["customerUri"] = config.customer_uri.encode()
         answer = self._transport.send(
             method,
             f"{self._base}{path}",
@@ -3140,15 +3192,16 @@ class AdminApi:
         then it cannot be told whose order it is.
         """
         waiting = []
-        for cert_id in known[:1] if order.action == "replace" else self._named(profile, known):
+        replaced = [order.previous or ""] if order.action == "replace" else []
+        for cert_id in replaced or self._named(profile, known):
             try:
                 answer = self.download(cert_id)
             except ScmError:
                 continue
-            if answer is None:
-                waiting.append(cert_id)
-            elif answers_csr(answer, order.csr or ""):
+            if answer is not None and answers_csr(answer, order.csr or ""):
                 return cert_id
+            if answer is None or replaced:  # the old certificate stays until the new one is issued
+                waiting.append(cert_id)
         if waiting:
             text = (
                 f"SCM has orders for {profile.subject.common_name} that wait: {', '.join(waiting)}"
@@ -3627,6 +3680,7 @@ class View:
         self._link = link
         self._bindings: dict[str, list[Binding]] = {}
         self._virtual_servers: dict[str, dict[str, VirtualServerRow]] = {}
+        self._claims: dict[tuple[str, str], str] = {}  # what is going to be bound as a default
         self._is_cluster: bool | None = None
         self._is_synced = False
 
@@ -3735,7 +3789,15 @@ class View:
             other = binding.certkey != profile.certkey and not (binding.sni or binding.ca)
             if other and row and row.key_family == family:
                 return binding.certkey
-        return ""
+        claimed = "" if server.sni else self._claims.get((server.name, family), "")
+        return claimed if claimed != profile.certkey else ""
+
+    def claim(self, profile: Profile) -> None:
+        """Take note that a profile is going to be bound, so that no other one takes its place."""
+        family = profile.key_type.partition("-")[0]
+        for server in profile.virtual_servers:
+            if not server.sni:
+                self._claims.setdefault((server.name, family), profile.certkey)
 
     def virtual_server(self, server: VirtualServer) -> VirtualServerRow:
         """Return a virtual server's row; AgentError where it is missing or ends no TLS."""
@@ -3873,6 +3935,7 @@ class Work:
         log.log(level, "%s: %s: %s", self.profile.name, self._plan.outcome, self._plan.reason)
         if seen.unbound and steps:
             self._check_virtual_servers()
+            self._view.claim(self.profile)
         if not self._run.dry_run:
             self._begin()
             self._todo = list(steps)
@@ -3889,23 +3952,30 @@ class Work:
     def _begin(self) -> None:
         """Put the plan on record: an order that is gone on with, a new one, or one given up."""
         plan, order = self._plan, self._record.order
-        if order and not plan.resumes:
-            self._record.litter += [order.key_file, order.csr_file, order.cert_file]
+        if order and plan.resumes:
+            self._go_on_with(order)
+            return
+        if order:
             self._record.order = None
-            self._remember()
-        elif order:
-            order.replace_bound = order.replace_bound or self._run.intent.force
-            self._agreed = order.replace_bound
-            if plan.action:
-                order.action, order.outcome, order.reason = plan.action, plan.outcome, plan.reason
-                order.previous = self._previous_id()
-        if plan.action and not plan.resumes:
-            self._delete_litter()
+        if order and not order.restores:
+            self._record.litter += [order.key_file, order.csr_file, order.cert_file]
+        if plan.action:
             self._record.order = self._new_order(plan.action)
         if plan.restores:
             self._record.order = self._restoring_order(plan.restores)
             self._chain = read_chain(plan.restores.pem)
-            self._remember()
+        if order or self._record.order:
+            self._remember()  # at once: the new one may be all that is known of the old one
+        if plan.action:
+            self._delete_litter()
+
+    def _go_on_with(self, order: Order) -> None:
+        plan = self._plan
+        order.replace_bound = order.replace_bound or self._run.intent.force
+        self._agreed = order.replace_bound
+        if plan.action:
+            order.action, order.outcome, order.reason = plan.action, plan.outcome, plan.reason
+            order.previous, order.rescues = self._previous_id(), plan.replaces
 
     def _close_order(self) -> None:
         """Close the order whose certificate is installed, saved and, where required, proved."""
@@ -3979,8 +4049,16 @@ class Work:
             unbound=tuple(server.name for server in unbound),
             conflicts=tuple(self._view.bound_elsewhere(unbound, self.profile)),
             issued=self._chain[0] if order and order.pem else None,
+            previous=self._previous_certificate(),
             revoked=bool(managed and not (order and order.sent) and self._is_revoked(managed)),
         )
+
+    def _previous_certificate(self) -> Certificate | None:
+        previous = self._record.previous
+        if previous and previous.pem and self._run.intent.command == "rollback":
+            with contextlib.suppress(ValueError):
+                return read_chain(previous.pem)[0]
+        return None
 
     def _managed_id(self, certificate: Certificate | None) -> str | None:
         installed = self._record.installed
@@ -4108,6 +4186,7 @@ class Work:
             cert_file=f"{stem}.crt",
             replace_bound=self._run.intent.force,
             previous=self._previous_id(),
+            rescues=self._plan.replaces,
         )
 
     def _previous_id(self) -> str | None:
@@ -4227,18 +4306,12 @@ class Work:
         order = self._current
         cert_id = self._plan.cert_id or order.cert_id or ""
         self.result.cert_id = cert_id
-        try:
-            answer = self._scm.download(cert_id)
-        except ScmError as error:
-            if error.kind == "rejected":
-                self._check_turned_down(cert_id, error.message)
-            raise
+        answer = self._download(order, cert_id)
         if order.cert_id != cert_id:  # the operator's, and SCM knows it
-            order.cert_id, order.refused = cert_id, None
+            order.cert_id, order.refused, order.adopted = cert_id, None, True
             order.sent = order.sent or iso(utc_now())
             self._remember()
-        old_one = order.action == "replace" and self._scm.replaces_in_place
-        if answer is None or (old_one and not answers_csr(answer, order.csr or "")):
+        if answer is None:
             if self._polls % _STATUS_EVERY == 0:
                 self._look_at_status(cert_id)
             self._polls += 1
@@ -4249,6 +4322,43 @@ class Work:
         self._remember()
         self.result.reason = self._plan.reason
         self._did(Step.COLLECT)
+
+    def _download(self, order: Order, cert_id: str) -> bytes | None:
+        """Return what SCM issued for an order; None while it has nothing, or the old one, yet."""
+        try:
+            answer = self._scm.download(cert_id)
+        except ScmError as error:
+            if error.kind == "rejected" and cert_id == order.cert_id:
+                self._check_turned_down(cert_id, error.message)
+            raise
+        if answer is None or answers_csr(answer, order.csr or ""):
+            return answer
+        if self._keeps_id(order, cert_id):
+            return None
+        if order.adopted or cert_id != order.cert_id:
+            self._disown(order, cert_id)
+        return answer
+
+    def _keeps_id(self, order: Order, cert_id: str) -> bool:
+        """Tell whether the id of an order is that of the certificate that it renews or replaces."""
+        in_place = order.action == "replace" and self._scm.replaces_in_place
+        known = cert_id == order.cert_id and not order.adopted
+        return cert_id == order.previous and (in_place or known)
+
+    def _disown(self, order: Order, cert_id: str) -> NoReturn:
+        """Refuse an id that the operator named: what it stands for has another key."""
+        if order.adopted:
+            order.cert_id, order.adopted = None, False
+            self._remember()
+        name = self.profile.name
+        way = (
+            unknown_outcome_text(name, order)
+            if order.sent and not order.cert_id
+            else "name another"
+        )
+        raise AgentError(
+            "state", f"{cert_id} is a certificate for another key than {name}'s: {way}"
+        )
 
     def _look_at_status(self, cert_id: str) -> None:
         """Learn what an order waits for; a status that cannot be had changes nothing."""
@@ -4276,16 +4386,21 @@ class Work:
         What fails before the first step says nothing about the order.
         """
         order = self._record.order if self._todo else None
+        if order and order.restores:
+            self._give_up_rollback(order, error)
+            self.result.fail(error)
+            return
+        missing = isinstance(error, NitroError) and error.code in _FILE_MISSING
+        if order and order.cert_id and missing:
+            # What is missing is uploaded again; if that was done already, it is the key.
+            order.key_lost = Step.UPLOAD.value in self.result.steps
+            order.uploaded = False
+        asked = self._plan.cert_id or (order.cert_id if order else None)
         if (
             order
-            and order.cert_id
-            and isinstance(error, NitroError)
-            and error.code in _FILE_MISSING
+            and asked == order.cert_id is not None
+            and error.kind in {"mismatch", "rejected", "appliance"}
         ):
-            # What is missing is uploaded again; if that was done already, it is the key.
-            order.key_lost = not order.restores and Step.UPLOAD.value in self.result.steps
-            order.uploaded = bool(order.restores)
-        if order and order.cert_id and error.kind in {"mismatch", "rejected", "appliance"}:
             order.failed = self._run.link.redactor.hide(error.message)
             with contextlib.suppress(AgentError):
                 self._remember()
@@ -4293,6 +4408,15 @@ class Work:
             text = f"{error.message}: if it stays so, give order {order.cert_id} up with {way}"
             error = AgentError(error.kind, text)
         self.result.fail(error)
+
+    def _give_up_rollback(self, order: Order, error: AgentError) -> None:
+        """Forget a rollback that the appliance refused: it must not stand in a renewal's way."""
+        row = self._view.certkeys.get(self.profile.certkey)
+        done = row and order.restores and row.serial == order.restores.serial
+        if not done and (isinstance(error, NitroError) or error.kind == "appliance"):
+            self._record.order = None
+            with contextlib.suppress(AgentError):
+                self._remember()
 
     def interrupt(self) -> None:
         """Report what was not finished when the run was interrupted."""
@@ -4311,19 +4435,29 @@ class Work:
 
     def _upload(self) -> None:
         order = self._current
-        self._client.upload(order.cert_file, self._chain[0].pem.encode())
-        self._view.files_changed()
+        self._upload_file(order.cert_file, self._chain[0])
         self._ensure_issuers()
         order.uploaded = True
         self._remember()
+
+    def _upload_file(self, name: str, certificate: Certificate) -> None:
+        """Upload a certificate; what an earlier attempt left half done makes room for it."""
+        content = certificate.pem.encode()
+        try:
+            self._client.upload(name, content)
+        except NitroError as error:
+            if error.code != _FILE_EXISTS or name in self._view.files_in_use():
+                raise
+            self._client.delete_file(name)
+            self._client.upload(name, content)
+        self._view.files_changed()
 
     def _ensure_issuers(self) -> list[CertKey]:
         """Have every intermediate there, linked to the next; return them, nearest first."""
         rows: list[CertKey] = []
         for certificate in self._chain[1:]:
             if not self._view.find(certificate):
-                self._client.upload(self._intermediate_file(certificate), certificate.pem.encode())
-                self._view.files_changed()
+                self._upload_file(self._intermediate_file(certificate), certificate)
         for certificate in reversed(self._chain[1:]):
             row = self._view.find(certificate) or self._add_intermediate(certificate)
             if rows and not row.link:
@@ -4380,7 +4514,9 @@ class Work:
         if order.replaces is None or order.replaces.serial != row.serial:
             order.replaces = self._generation_of(row, old)
             self._remember()
-        other_names = old is None or set(old.names) != set(leaf.names)
+        other_names = old is None or (
+            (set(old.names), old.common_name.lower()) != (set(leaf.names), leaf.common_name.lower())
+        )
         self._update(row, (order.cert_file, order.key_file), other_names=other_names)
         self._read_back(self.profile.certkey, leaf)
 
@@ -5420,10 +5556,16 @@ def _revoke(
         row = view.certkeys.get(profile.certkey)
         held = {serial: each for serial, each in held.items() if row and row.serial == serial}
     for serial, (cert_id, pem) in held.items():
-        message = wish.message or f"revoked: {wish.reason}"
-        scm.revoke(cert_id, REVOCATION_REASONS[wish.reason], message)
-        record.revoked = serial
-        session.store.save(record)
+        before, record.revoked = record.revoked, serial
+        session.store.save(record)  # before: where the answer is lost, cron must not buy it again
+        try:
+            message = wish.message or f"revoked: {wish.reason}"
+            scm.revoke(cert_id, REVOCATION_REASONS[wish.reason], message)
+        except AgentError as error:
+            if not (isinstance(error, TransportError) and error.sent):
+                record.revoked = before
+                session.store.save(record)
+            raise
         result.cert_id = cert_id
         result.show(read_chain(pem)[0])
         result.outcome, result.reason = "revoked", wish.reason

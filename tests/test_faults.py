@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from conftest import Lab
+import time_machine
+from conftest import PASSWORD, Lab
 from simulators.netscaler import NetScaler, Variant, nitro_error
 from simulators.scm import Account, PendingStyle
 from simulators.server import Fault, HttpsServer, Request, Response
@@ -453,7 +454,7 @@ def test_the_operator_resolves_an_unknown_outcome(unknown: Lab) -> None:
 
 
 def test_a_lapsing_certificate_is_ordered_again_all_the_same(lab: Lab) -> None:
-    """Under 7 days left, waiting for the operator ends."""
+    """Under 7 days left, waiting for the operator ends; an order a night at most."""
     install_own(lab, days_left=7)
     lab.scm.server.faults.append(Fault("reset", matches=wants("POST", "/api/v1/certificates")))
     assert failed(lab)[0] == "unknown_outcome"
@@ -464,7 +465,9 @@ def test_a_lapsing_certificate_is_ordered_again_all_the_same(lab: Lab) -> None:
     lab.appliance.running.certkeys.clear()
     lab.appliance.running.bindings.clear()
     install_own(lab, days_left=6)
-    outcome = lab.json("run")
+    assert failed(lab)[0] == "unknown_outcome"
+    with time_machine.travel(now + dt.timedelta(hours=21), tick=True):
+        outcome = lab.json("run")
     assert outcome.profile()["outcome"] == "renewed"
     assert len(lab.scm.orders) == 1
 
@@ -625,3 +628,70 @@ def test_accounts_of_scm_can_be_private(lab: Lab) -> None:
     lab.write_scm(client_id="private", client_secret="private")
     lab.write_profile()
     assert lab("run").exit_code == 0
+
+
+def test_a_silent_scm_costs_one_time_out(lab: Lab) -> None:
+    """However many certificates it would be asked about."""
+    for name in ("a", "b", "c", "d"):
+        lab.appliance.add_virtual_server(f"vs_{name}", "load_balancing")
+        lab.write_profile(
+            name,
+            virtual_servers=[{"name": f"vs_{name}", "type": "load_balancing"}],
+            certificate=lab.certificate(common_name=f"{name}.example.com"),
+        )
+    assert lab("run").exit_code == 0
+    lab.write_scm(timeout=2)
+    asked = len(lab.scm.server.requests)
+    lab.scm.server.faults.append(
+        Fault("hang", matches=lambda request: request.method == "GET", times=99, seconds=3)
+    )
+    outcome = lab("run")
+    assert outcome.exit_code == 0
+    assert outcome.stderr.count("SCM could not be asked whether") == 4
+    assert [call.split()[0] for call in lab.scm.server.calls(asked)] == ["POST", "GET"]
+
+
+def test_a_silent_token_endpoint_is_waited_for_once(lab: Lab) -> None:
+    with NetScaler() as second:
+        second.add_user("citrixagent", PASSWORD)
+        second.add_virtual_server("vs_two", "load_balancing")
+        lab.write_profile()
+        lab.write_profile(
+            "two",
+            citrix=lab.citrix(host=second.host),
+            virtual_servers=[{"name": "vs_two", "type": "load_balancing"}],
+        )
+        lab.write_scm(timeout=3)
+        lab.scm.server.faults.append(
+            Fault("hang", matches=lambda request: "token" in request.path, times=9, seconds=4)
+        )
+        results = lab.json("run").document()["profiles"]
+    assert [each["error"]["kind"] for each in results] == ["unreachable", "unreachable"]
+    assert len(lab.scm.server.requests) == 1
+    assert not lab.scm.orders
+
+
+def test_a_file_that_was_half_written_makes_room(lab: Lab) -> None:
+    lab.scm.approval = "manual"
+    lab.write_profile()
+    assert lab("run", "--wait", "0").exit_code == 5
+    lab.appliance.write(f"/nsconfig/ssl/{lab.record()['order']['cert_file']}", b"-----BEG")
+    lab.scm.orders[0].approve()
+    assert lab("run").exit_code == 0
+    assert serial_of(lab) == lab.record()["installed"]["serial"]
+
+
+def test_the_second_of_two_new_profiles_for_one_virtual_server_is_not_ordered(lab: Lab) -> None:
+    lab.write_profile("a", certificate=lab.certificate(name="a"))
+    lab.write_profile("b", certificate=lab.certificate(name="b"))
+    for _ in range(2):
+        error = lab.json("run").profile("b")["error"]
+        assert (error["kind"], error["message"]) == (
+            "state",
+            'the virtual server "vs_www" holds the certkey "a" already: unbind it, or replace it '
+            "with citrixagent.py enroll --force b",
+        )
+    assert len(lab.scm.orders) == 1
+    rsa = lab.certificate(name="c", key_type="RSA-2048")
+    lab.write_profile("c", certificate=rsa)
+    assert lab.json("run").profile("c")["outcome"] == "enrolled"

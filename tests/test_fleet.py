@@ -24,9 +24,9 @@ from simulators.netscaler import NetScaler, Variant, VirtualServer
 from simulators.pair import HaPair
 from simulators.reissue import reissued
 from simulators.scm import Scm
-from simulators.server import Fault, Request
-from test_faults import failed
-from test_lifecycle import age, leaf, served
+from simulators.server import Fault, Request, Response
+from test_faults import failed, wants
+from test_lifecycle import age, leaf, served, use_admin
 from test_run import KINDS, common_names, is_write, key_type
 
 TENANT = "/nsconfig/partitions/tenant-a/ssl"
@@ -336,6 +336,29 @@ def test_a_failover_at_every_request(
     name: str, propagation: Literal["refuse", "silent"], tmp_path: pathlib.Path
 ) -> None:
     every_failover(name, tmp_path, variant=Variant(propagation=propagation))
+
+
+@pytest.mark.parametrize("by_admin", [False, True])
+def test_a_lost_key_is_replaced_though_scm_is_too_busy_at_first(
+    ha: PairLab, by_admin: bool
+) -> None:
+    """What is paid for is not forgotten: in the end there is one order and its replacement."""
+    if by_admin:
+        use_admin(ha.lab, by_login=False)
+    ha.lab.scm.issue_after = 1
+    assert ha.lab("run", "--wait", "0").exit_code == 5
+    ha.pair.failover()
+    ha.configure_standby()
+    ha.pair.b.files.pop(f"/nsconfig/ssl/{ha.lab.record()['order']['key_file']}")
+    assert ha.lab("run").exit_code == 1
+    assert ha.lab.record()["order"]["key_lost"]
+    busy = Response(429, b"", {"Retry-After": "3600"})
+    refused = Fault("status", matches=wants("POST", "/replace"), response=busy)
+    ha.lab.scm.server.faults.append(refused)
+    assert ha.lab.json("run").profile()["error"]["kind"] == "unavailable"
+    converged(ha.lab, 2, ha.configure_standby)
+    assert [order.action for order in ha.lab.scm.orders] == ["enroll", "replace"]
+    assert ha.served()[0] == ha.lab.scm.orders[-1].leaf
 
 
 # ----- Clusters -----------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import pathlib
 import signal
 
 import pytest
+import time_machine
 import yaml
 from conftest import CLIENT_SECRET, Document, Lab
 from cryptography import x509
@@ -33,6 +35,10 @@ def served(lab: Lab, name: str = "vs_www") -> list[x509.Certificate]:
 def age(lab: Lab, days: int) -> None:
     """Let SCM issue as so many days ago, so that a certificate is that much nearer to its end."""
     lab.scm.now = lambda: dt.datetime.now(dt.timezone.utc) - dt.timedelta(days=days)
+
+
+def utc_now() -> dt.datetime:
+    return dt.datetime.now(dt.timezone.utc)
 
 
 @pytest.fixture(params=["enrollment", "admin", "admin by login"])
@@ -447,8 +453,13 @@ def test_admin_answers_in_any_order(lab: Lab, order: str) -> None:
     assert len(served(lab)) == 3
 
 
-@pytest.mark.parametrize("kind", ["lost", "reset", "status"])
-@pytest.mark.parametrize("action", ["enroll", "renew", "replace"])
+@pytest.mark.parametrize(
+    ("action", "kind"),
+    [
+        *itertools.product(["enroll", "renew"], ["lost", "reset", "status"]),
+        ("replace", "lost"),
+    ],
+)
 def test_a_lost_admin_order_is_looked_up(lab: Lab, kind: str, action: str) -> None:
     """By common name and key: found, it is installed; not there, it is ordered."""
     use_admin(lab, by_login=False)
@@ -465,6 +476,33 @@ def test_a_lost_admin_order_is_looked_up(lab: Lab, kind: str, action: str) -> No
         ["enroll"] if action == "enroll" else ["enroll", action]
     )
     assert served(lab)[0] == leaf(lab)
+
+
+@pytest.mark.parametrize("kind", ["lost", "reset"])
+def test_a_lost_admin_replacement_stays_unknown_while_the_old_one_is_there(
+    lab: Lab, kind: str
+) -> None:
+    """It keeps the id of the certificate that it replaces, which proves nothing until it is there.
+
+    The operator looks: it may be waiting for approval.
+    """
+    use_admin(lab, by_login=False)
+    lab.write_profile(enrollment={"max_wait": 0})
+    assert lab("run").exit_code == 0
+    lab.scm.approval = "manual"
+    lab.scm.server.faults.append(Fault(kind, matches=wants("POST", "/replace")))
+    for command in (["replace", "www"], ["replace", "www"], ["run"]):
+        assert failed(lab, *command)[0] == "unknown_outcome"
+    assert len(lab.scm.orders) == (2 if kind == "lost" else 1)
+    if kind == "lost":
+        cert_id = lab.scm.orders[0].cert_id
+        assert lab.json("enroll", "--cert-id", cert_id, "www").exit_code == 5
+        lab.scm.orders[1].approve()
+        assert lab.json("run").profile()["outcome"] == "replaced"
+        assert served(lab)[0] == leaf(lab)
+    else:
+        lab.scm.approval = "auto"
+        assert lab("enroll", "--force", "www").exit_code == 0
 
 
 def test_a_lost_admin_order_that_waits_stays_unknown(lab: Lab) -> None:
@@ -540,3 +578,152 @@ def test_a_certkey_that_somebody_deleted_is_enrolled_again_and_leaves_no_files(l
         for each in ("installed", "previous")
         for file in ("key_file", "cert_file")
     }
+
+
+# What must not end in a dead end
+
+
+def test_a_rollback_that_the_appliance_refuses_is_forgotten(due: Lab) -> None:
+    """The key from before is gone. Nothing changed, and the certificate is renewed as ever."""
+    assert due("run").exit_code == 0
+    new = served(due)
+    record = due.record()
+    del due.appliance.files[f"/nsconfig/ssl/{record['previous']['key_file']}"]
+    kind, message = failed(due, "rollback", "www")
+    assert kind == "appliance"
+    assert "enroll --force" not in message
+    assert served(due) == new
+    assert due.record()["order"] is None
+    assert due("run").exit_code == 0
+    assert due("run").text == ""
+    assert due.json("renew", "www").profile()["outcome"] == "renewed"
+
+
+def test_what_has_expired_is_not_put_back(lab: Lab) -> None:
+    age(lab, 190)
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    age(lab, 0)
+    assert lab("run").exit_code == 0
+    new = served(lab)
+    with time_machine.travel(utc_now() + dt.timedelta(days=30), tick=True):
+        kind, message = failed(lab, "rollback", "www")
+    assert kind == "state"
+    assert "the previous certificate of www expired at" in message
+    assert served(lab) == new
+
+
+def test_what_was_revoked_is_not_put_back(lab: Lab) -> None:
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    assert lab("revoke", "www", "--reason", "keyCompromise", "--yes").exit_code == 0
+    assert lab("enroll", "www").exit_code == 0
+    assert failed(lab, "rollback", "www") == (
+        "state",
+        "the previous certificate of www was revoked by the operator",
+    )
+    assert served(lab)[0] == leaf(lab)
+
+
+def test_an_order_that_waits_or_was_declined_and_a_rollback(due: Lab) -> None:
+    """As the message says: declined in SCM and seen by a run, it stands in the way no more."""
+    old = served(due)
+    assert due("run").exit_code == 0
+    due.scm.approval = "manual"
+    assert due("renew", "www", "--wait", "0").exit_code == 5
+    kind, message = failed(due, "rollback", "www")
+    assert kind == "state"
+    assert "or decline it in SCM and run that once; then roll back" in message
+    due.scm.orders[-1].decline("no")
+    assert failed(due)[0] == "declined"
+    assert due("rollback", "www").exit_code == 0
+    assert served(due) == old
+
+
+@pytest.mark.parametrize("revoked", [False, True])
+def test_a_wrong_id_for_an_order_of_unknown_outcome_changes_nothing(
+    lab: Lab, revoked: bool
+) -> None:
+    """The id of the certificate that is installed: the first that SCM shows for the name."""
+    age(lab, 150)
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    age(lab, 0)
+    lab.scm.server.faults.append(Fault("lost", matches=wants("POST", "/renew")))
+    assert failed(lab)[0] == "unknown_outcome"
+    before = lab.record()["order"]
+    if revoked:
+        lab.scm.revoke(lab.scm.orders[0], 4, "by hand")
+    wrong, right = (order.cert_id for order in lab.scm.orders)
+    failed(lab, "enroll", "--cert-id", wrong, "www")
+    assert lab.record()["order"] == before
+    assert failed(lab)[0] == "unknown_outcome"
+    assert lab.json("enroll", "--cert-id", right, "www").profile()["outcome"] == "renewed"
+    assert len(lab.scm.orders) == 2
+    assert served(lab)[0] == leaf(lab)
+
+
+def test_a_wrong_id_that_waits_is_found_out_later(lab: Lab) -> None:
+    """Another profile's order, which shows no key as long as it waits."""
+    lab.scm.approval = "manual"
+    lab.write_profile("two", certificate=lab.certificate(name="two"), enrollment={"max_wait": 0})
+    assert lab("run").exit_code == 5
+    lab.write_profile(enrollment={"max_wait": 0})
+    lab.scm.server.faults.append(Fault("lost", matches=wants("POST", "/api/v1/certificates")))
+    assert failed(lab, "run", "www")[0] == "unknown_outcome"
+    wrong, right = (order.cert_id for order in lab.scm.orders)
+    assert lab("enroll", "--cert-id", wrong, "www").exit_code == 5
+    for order in lab.scm.orders:
+        order.approve()
+    kind, message = failed(lab, "run", "www")
+    assert kind == "state"
+    assert f"{wrong} is a certificate for another key than www's" in message
+    assert failed(lab, "run", "www")[0] == "unknown_outcome"
+    assert lab("enroll", "--cert-id", right, "www").exit_code == 0
+    assert len(lab.scm.orders) == 2
+
+
+def test_another_common_name_of_the_same_names(lab: Lab) -> None:
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    names = ["www.example.com", "192.0.2.10"]
+    certificate = lab.certificate(common_name="example.com", subject_alternative_names=names)
+    lab.write_profile(certificate=certificate)
+    profile = lab.json("run").profile()
+    assert (profile["outcome"], profile["reason"]) == (
+        "replaced",
+        "the certificate is for www.example.com first, the profile asks for example.com first",
+    )
+    assert served(lab)[0] == leaf(lab)
+
+
+def test_verification_that_is_switched_off_is_over(lab: Lab) -> None:
+    connect = {"name": "vs_www", "type": "load_balancing", "connect": "127.0.0.1:1"}
+    lab.write_profile(virtual_servers=[connect], verification={"handshake": "required"})
+    assert failed(lab)[0] == "verify"
+    lab.write_profile(virtual_servers=[connect], verification={"handshake": "off"})
+    lab("run")
+    assert lab("run").text == ""
+
+
+def test_a_revocation_whose_answer_was_lost_is_not_undone_by_cron(lab: Lab) -> None:
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    words = ("revoke", "www", "--reason", "superseded", "--yes")
+    lab.scm.server.faults.append(Fault("lost", matches=wants("DELETE", "/api/v1/certificates")))
+    assert failed(lab, *words)[0] == "unreachable"
+    assert failed(lab) == (
+        "state",
+        "it was revoked by the operator and is still bound: run citrixagent.py enroll, renew or "
+        "replace www",
+    )
+    assert len(lab.scm.orders) == 1
+    assert lab(*words).exit_code == 0
+
+
+def test_a_revocation_that_scm_refused_leaves_no_trace(lab: Lab) -> None:
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    lab.scm.server.faults.append(fault("status", "DELETE", "/api/v1/certificates", 403))
+    assert failed(lab, "revoke", "www", "--reason", "superseded", "--yes")[0] == "permission"
+    assert lab("run").text == ""

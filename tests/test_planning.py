@@ -116,6 +116,7 @@ CHANGED = record(installed=generation(names=["www.example.com"]))
 CREATED = {"key_created": True, "csr": "CSR"}
 PLACED = {**CREATED, "sent": "2026-11-22T02:00:00Z"}
 UNSENT = with_order(**CREATED)
+RESCUING = with_order(**CREATED, rescues="7", action="replace", outcome="replaced")
 UNKNOWN = with_order(**PLACED)
 WAITS = {**PLACED, "cert_id": "7"}
 PENDING = with_order(**WAITS)
@@ -125,6 +126,7 @@ ISSUED = {**WAITS, "pem": "PEM", "serial": "B2"}
 UPLOADED = {**ISSUED, "uploaded": True}
 NEW = certificate(serial="B2")
 OLD = generation("A0", pem="PEM")
+BEFORE_IT = certificate(serial="A0")
 WITH_PREVIOUS = record(previous=OLD)
 RESTORES = {**CREATED, "outcome": "rolled_back", "cert_id": "5", "pem": "PEM", "serial": "A0"}
 RESTORES |= {"uploaded": True, "restores": OLD}
@@ -167,7 +169,21 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
     },
     "rollback: an order is open at SCM": {
         "waits": Refused("state", "order 7 is open", seen(PENDING), ROLL_BACK),
-        "unknown": Refused("state", "order of unknown outcome is open", seen(UNKNOWN), ROLL_BACK),
+        "unknown": Refused("state", "may or may not have been placed", seen(UNKNOWN), ROLL_BACK),
+    },
+    "rollback: the previous certificate has expired, or was revoked by the operator": {
+        "expired": Refused(
+            "state",
+            "the previous certificate of www expired at 2026-11-23T02:00:00Z",
+            seen(WITH_PREVIOUS, previous=certificate(0 * DAY, serial="A0")),
+            ROLL_BACK,
+        ),
+        "revoked": Refused(
+            "state",
+            "the previous certificate of www was revoked by the operator",
+            seen(record(previous=OLD, revoked="A0"), previous=BEFORE_IT),
+            ROLL_BACK,
+        ),
     },
     "rollback: there is nothing to put back": {
         "": Refused("state", "there is no previous certificate", intent=ROLL_BACK),
@@ -191,17 +207,18 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         ),
     },
     "rollback": {
-        "": Planned("rolled_back", None, Step.INSTALL, seen(WITH_PREVIOUS), ROLL_BACK),
-        "an order was not sent": Planned(
-            "rolled_back",
-            None,
-            Step.INSTALL,
-            seen(record(previous=OLD, order=order(**CREATED))),
-            ROLL_BACK,
-        ),
-        "revoked": Planned(
-            "rolled_back", None, Step.INSTALL, seen(record(previous=OLD, revoked="A1")), ROLL_BACK
-        ),
+        name: Planned("rolled_back", None, Step.INSTALL, seen(found, previous=BEFORE_IT), ROLL_BACK)
+        for name, found in {
+            "": WITH_PREVIOUS,
+            "an order was not sent": record(previous=OLD, order=order(**CREATED)),
+            "an order was turned down": record(previous=OLD, order=REFUSED.order),
+            "the newer one was revoked": record(previous=OLD, revoked="A1"),
+        }.items()
+    },
+    "not sent yet, and to replace an order whose key was lost": {
+        outcome: Planned(outcome, "replace", Step.ORDER, seen(found), intent)
+        for outcome, intent in (("enrolled", RUN), ("renewed", RENEW), ("replaced", ENROLL))
+        for found in [with_order(**CREATED, rescues="7", action="replace", outcome=outcome)]
     },
     "not sent yet": {
         "still needed": Planned("renewed", "renew", Step.ORDER, seen(UNSENT, certificate=DUE)),
@@ -212,6 +229,9 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             seen(with_order(key_created=True), certificate=DUE),
         ),
         "no longer needed": Planned("unchanged", None, None, seen(UNSENT)),
+        "to replace another, forced": Planned(
+            "renewed", "enroll", Step.ORDER, seen(RESCUING, certificate=DUE), FORCE
+        ),
         "for something else": Planned(
             "renewed", "renew", NEW_KEY, seen(with_order(**CREATED, wish="x"), certificate=DUE)
         ),
@@ -224,6 +244,10 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             ENROLL,
         ),
         "renew": Planned("renewed", "renew", Step.ORDER, seen(UNSENT), RENEW),
+    },
+    "of a rollback that was cut off: enroll, renew or replace": {
+        "forced": Planned("enrolled", "enroll", NEW_KEY, seen(RESTORING), FORCE),
+        "renew": Planned("renewed", "renew", NEW_KEY, seen(RESTORING), RENEW),
     },
     "of a rollback that was cut off": {
         "": Planned("rolled_back", None, Step.INSTALL, seen(RESTORING)),
@@ -242,7 +266,6 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             Step.INSTALL,
             seen(RESTORING, issued=certificate(20 * DAY, serial="A0")),
         ),
-        "forced": Planned("rolled_back", None, Step.INSTALL, seen(RESTORING), FORCE),
     },
     "issued, never in service for good, and due by now (auto_renew: true)": {
         "the old one is installed": Planned(
@@ -287,7 +310,8 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             "renewed", "renew", NEW_KEY, seen(REFUSED, certificate=DUE), wanted=OTHER_SUBJECT
         ),
     },
-    "sent, unknown whether it arrived: enroll --force, or under 7 days left (auto_renew: true)": {
+    "sent, unknown whether it arrived: enroll --force, or under 7 days left (auto_renew: true) "
+    "and not sent in the last 20 hours": {
         "forced": Planned("enrolled", "enroll", NEW_KEY, seen(UNKNOWN), FORCE),
         "lapsing": Planned("renewed", "renew", NEW_KEY, seen(UNKNOWN, certificate=LAPSING)),
         "expired": Planned(
@@ -301,6 +325,11 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         "nothing is installed": Refused("unknown_outcome", "SCM", seen(UNKNOWN, certificate=None)),
         "a week left": Refused(
             "unknown_outcome", "SCM", seen(UNKNOWN, certificate=certificate(7 * DAY))
+        ),
+        "lapsing, sent 20 hours ago": Refused(
+            "unknown_outcome",
+            "SCM",
+            seen(with_order(**CREATED, sent="2026-11-22T06:00:00Z"), certificate=LAPSING),
         ),
         "lapsing, not to be renewed": Refused(
             "unknown_outcome", "SCM", seen(UNKNOWN, certificate=LAPSING), wanted=NOT_RENEWED
@@ -841,7 +870,7 @@ def test_what_is_warned_about() -> None:
 
 
 def test_what_a_rollback_puts_back() -> None:
-    plan = agent.decide(profile(), seen(WITH_PREVIOUS), ROLL_BACK)
+    plan = agent.decide(profile(), seen(WITH_PREVIOUS, previous=BEFORE_IT), ROLL_BACK)
     assert plan.restores == OLD
 
 

@@ -316,7 +316,8 @@ def update_certkey(ns: Partition, values: Values) -> None:
     new = dataclasses.replace(
         old, cert=cert, key=key or old.key, certificate=certificate, private_key=private_key
     )
-    if new.domains != old.domains and not values.flag("nodomaincheck"):
+    same = (new.common_name, new.domains) == (old.common_name, old.domains)
+    if not (same or values.flag("nodomaincheck")):
         raise NitroError(3585)
     broken = ns.running.broken_links(new)
     if broken and ns.box.variant.update_link == "refuse":
