@@ -1729,9 +1729,10 @@ def _resume(order: Order, seen: Observed) -> Plan:
 
 def _placed(profile: Profile, seen: Observed, order: Order, intent: Intent) -> Plan | None:
     """Go on with an order that SCM has or may have; None where a new one is to be placed."""
-    forced = intent.force and intent.command == "enroll"
+    forced, held = intent.force and intent.command == "enroll", seen.certificate
     if order.restores:
-        return _resume(order, seen) if intent.command == "run" else None
+        lapsing = profile.auto_renew and held is not None and held.not_after - seen.now <= LAPSE
+        return None if lapsing or intent.command != "run" else _resume(order, seen)
     if seen.issued and profile.auto_renew and _due(profile, seen.issued, seen.now)[0]:
         return None  # it could not be put into service while it was fresh
     if order.refused or order.cert_id is None:
@@ -1981,12 +1982,15 @@ class Transport:
         timeout: int,
         link: Link,
         proxies: Callable[[str], Mapping[str, str]] | None = None,
+        *,
+        slow_writes: bool = False,
     ) -> None:
         self._label = label
         self._verify = _verification(tls)
         self._timeout = timeout
         self._link = link
         self._proxies = proxies
+        self._slow_writes = slow_writes  # one that takes too long says nothing about other requests
         self._session = _session(tls)
         self._used = 0.0
         self._silent_until = 0.0
@@ -2055,7 +2059,8 @@ class Transport:
         except requests.RequestException as error:
             log.debug("%s: %s: %s", self._label, call, type(error).__name__)
             failure = self._explain(error)
-            if failure.timed_out:
+            is_slow = self._slow_writes and failure.sent and method != "GET"
+            if failure.timed_out and not is_slow:
                 self._silent_until = time.monotonic() + self._timeout
             raise failure from None
         self._used = time.monotonic()
@@ -2351,7 +2356,8 @@ class NetScaler:
         self.host = host
         self._appliance = appliance
         self._link = link
-        self._transport = Transport(host, appliance.tls, appliance.timeout, link)
+        tls, timeout = appliance.tls, appliance.timeout
+        self._transport = Transport(host, tls, timeout, link, slow_writes=True)
         self._token = ""
         self._is_watched = False  # a node of an HA pair: its role is looked at before every write
 
@@ -3919,6 +3925,9 @@ class Work:
     def recall(self) -> None:
         """Read the record, before anything else is done."""
         self._record = self._run.store.load(self.profile.name)
+        order = self._record.order
+        if order and order.sent and not order.refused:
+            self._view.claim(self.profile)  # before anybody who has not ordered yet
 
     def plan(self) -> None:
         """Observe and decide; what is left to do is kept."""

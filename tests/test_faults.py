@@ -695,3 +695,33 @@ def test_the_second_of_two_new_profiles_for_one_virtual_server_is_not_ordered(la
     rsa = lab.certificate(name="c", key_type="RSA-2048")
     lab.write_profile("c", certificate=rsa)
     assert lab.json("run").profile("c")["outcome"] == "enrolled"
+
+
+def test_who_ordered_first_gets_the_virtual_server(lab: Lab) -> None:
+    lab.scm.approval = "manual"
+    lab.write_profile("b", certificate=lab.certificate(name="b"), enrollment={"max_wait": 0})
+    assert lab("run").exit_code == 5
+    lab.write_profile("a", certificate=lab.certificate(name="a"))
+    lab.scm.orders[0].approve()
+    outcome = lab.json("run")
+    assert outcome.profile("a")["error"]["kind"] == "state"
+    assert outcome.profile("b")["outcome"] == "enrolled"
+    assert len(lab.scm.orders) == 1
+
+
+def test_a_key_that_takes_too_long_is_one_profiles_failure(lab: Lab) -> None:
+    for name in ("a", "b"):
+        lab.appliance.add_virtual_server(f"vs_{name}", "load_balancing")
+        lab.write_profile(
+            name,
+            citrix=lab.citrix(timeout=2),
+            virtual_servers=[{"name": f"vs_{name}", "type": "load_balancing"}],
+            certificate=lab.certificate(common_name=f"{name}.example.com"),
+        )
+    lab.appliance.server.faults.append(
+        Fault("hang", matches=wants("POST", "/sslecdsakey"), seconds=3)
+    )
+    outcome = lab.json("run")
+    assert outcome.profile("a")["error"]["kind"] == "unreachable"
+    assert outcome.profile("b")["outcome"] == "enrolled"
+    assert lab("run").exit_code == 0

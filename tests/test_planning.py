@@ -245,11 +245,31 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         ),
         "renew": Planned("renewed", "renew", Step.ORDER, seen(UNSENT), RENEW),
     },
-    "of a rollback that was cut off: enroll, renew or replace": {
+    "of a rollback that was cut off: enroll, renew or replace, or 7 days or less left "
+    "(auto_renew: true)": {
+        "a week left": Planned(
+            "renewed",
+            "enroll",
+            NEW_KEY,
+            seen(RESTORING, certificate=certificate(7 * DAY, serial="A0")),
+        ),
         "forced": Planned("enrolled", "enroll", NEW_KEY, seen(RESTORING), FORCE),
         "renew": Planned("renewed", "renew", NEW_KEY, seen(RESTORING), RENEW),
     },
     "of a rollback that was cut off": {
+        "more than a week left": Planned(
+            "rolled_back",
+            None,
+            Step.LINK,
+            seen(RESTORING, certificate=certificate(7 * DAY + SECOND, serial="A0"), linked=False),
+        ),
+        "a week left, not to be renewed": Planned(
+            "rolled_back",
+            None,
+            Step.INSTALL,
+            seen(RESTORING, certificate=certificate(7 * DAY)),
+            wanted=NOT_RENEWED,
+        ),
         "": Planned("rolled_back", None, Step.INSTALL, seen(RESTORING)),
         "installed": Planned(
             "rolled_back",
