@@ -1229,7 +1229,10 @@ def answers_csr(answer: bytes, csr_pem: str) -> bool:
     from cryptography import x509
 
     wanted = x509.load_pem_x509_csr(csr_pem.encode()).public_key()
-    found = [x509.load_pem_x509_certificate(block) for block in _PEM_BLOCK.findall(answer)]
+    try:
+        found = [x509.load_pem_x509_certificate(block) for block in _PEM_BLOCK.findall(answer)]
+    except ValueError:
+        return False
     return any(certificate.public_key() == wanted for certificate in found)
 
 

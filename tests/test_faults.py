@@ -725,3 +725,14 @@ def test_a_key_that_takes_too_long_is_one_profiles_failure(lab: Lab) -> None:
     assert outcome.profile("a")["error"]["kind"] == "unreachable"
     assert outcome.profile("b")["outcome"] == "enrolled"
     assert lab("run").exit_code == 0
+
+
+def test_a_certificate_that_cannot_be_read_is_not_installed(lab: Lab) -> None:
+    lab.scm.tamper = lambda _order, pem: pem.replace("MII", "MIX")
+    lab.write_profile()
+    kind, message = failed(lab)
+    assert kind == "mismatch"
+    assert "SCM's answer holds a certificate that cannot be read" in message
+    lab.scm.tamper = None
+    assert lab("run").exit_code == 0
+    assert len(lab.scm.orders) == 1
