@@ -11,17 +11,21 @@ say, decides, and does what is missing. The appliance creates every key; no key 
 The file reads bottom-up: a name is defined before it is used.
 
 1. Errors          what can go wrong, as the user and the JSON see it
-2. Configuration   scm.yaml and profiles as frozen values; every problem collected
-3. Certificates    CSRs, leaves and chains, compared with what was asked
-4. Planning        what is remembered and seen, and the one decision made from it
+2. Configuration   scm.yaml, appliances and profiles as frozen values
+3. YAML            one document, and a typed reader of it that collects every problem
+4. Files           from documents to configuration: what each key may be
+5. Certificates    CSRs, leaves and chains, compared with what was asked
+6. Planning        what is remembered and seen, and the one decision made from it
                    (up to here: no network, no clock, no file, no process)
-5. HTTP            one request, the rule for repeating it, TLS
-6. NetScaler       the appliance: one method per NITRO call
-7. Sectigo         SCM: token, order, download, status
-8. State           files in state/: lock, agreement, records, secrets' sources
-9. Execution       observe, decide, apply: two passes over the profiles of an appliance
-10. Report         lines, JSON, exit code
-11. Command line   options and commands
+7. HTTP            one request, the rule for repeating it, TLS
+8. NetScaler       the appliance: one method per NITRO call
+9. Sectigo         SCM: token, order, download, status
+10. State          files in state/: lock, agreement, records, secrets' sources
+11. Observation    what an appliance holds, read once and kept in step
+12. Execution      one profile: observe, decide, apply step by step
+13. Passes         two passes over the profiles of an appliance; all appliances
+14. Report         lines, JSON, exit code
+15. Command line   options and commands
 """
 
 from __future__ import annotations
@@ -350,6 +354,9 @@ class Profile:
     enrollment: Enrollment
     handshake: str
     notices: tuple[str, ...] = ()
+
+
+# ----- 3. YAML --------------------------------------------------------------------------------
 
 
 class Source(Protocol):
@@ -696,6 +703,9 @@ class Section:
 
     def value(self, key: str) -> Any:  # noqa: ANN401 - YAML
         return self._take(key)
+
+
+# ----- 4. Files -------------------------------------------------------------------------------
 
 
 def _with_hash(start: str, name: str) -> str:
@@ -1045,7 +1055,7 @@ def twins(profiles: Iterable[Profile]) -> dict[str, str]:
     }
 
 
-# ----- 3. Certificates ------------------------------------------------------------------------
+# ----- 5. Certificates ------------------------------------------------------------------------
 
 _PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 _CURVES = {"secp256r1": "ECDSA-P256", "secp384r1": "ECDSA-P384"}
@@ -1268,7 +1278,7 @@ def check_issued(
     return [leaf, *(_describe(issuer) for issuer in _issuers(leaves[0], pool))]
 
 
-# ----- 4. Planning ----------------------------------------------------------------------------
+# ----- 6. Planning ----------------------------------------------------------------------------
 
 _A_NIGHT = dt.timedelta(hours=20)
 LAPSE = dt.timedelta(days=7)
@@ -1776,7 +1786,7 @@ def decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
     return plan
 
 
-# ----- 5. HTTP --------------------------------------------------------------------------------
+# ----- 7. HTTP --------------------------------------------------------------------------------
 
 _RETRY_DELAYS = (0.5, 1.0, 2.0)  # seconds
 _LONGEST_PAUSE = 60.0  # seconds; a server that asks for more is left alone until the next run
@@ -2133,7 +2143,7 @@ def presented_certificate(host: str, port: int, server_name: str | None, key_typ
     return _presented(_probing_context(), host, port, server_name)
 
 
-# ----- 6. NetScaler ---------------------------------------------------------------------------
+# ----- 8. NetScaler ---------------------------------------------------------------------------
 
 _RESOURCES = {
     "load_balancing": "lbvserver",
@@ -2739,7 +2749,7 @@ def same_content(error: NitroError) -> str:
     return found[1] if found else ""
 
 
-# ----- 7. Sectigo -----------------------------------------------------------------------------
+# ----- 9. Sectigo -----------------------------------------------------------------------------
 
 _PENDING_CODES = frozenset({0, -103, -109, -183, -1400})
 _DCV_CODES = frozenset({-107, -715, -724, -727, -737, -1010, -1137})
@@ -3233,7 +3243,7 @@ def connect_to_scm(config: ScmConfig, tokens: Tokens, link: Link) -> Sectigo:
     return backend(config, tokens, link)
 
 
-# ----- 8. State -------------------------------------------------------------------------------
+# ----- 10. State ------------------------------------------------------------------------------
 
 _RECORD_VERSION = 1
 _PROGRAM = pathlib.Path(__file__).resolve()
@@ -3612,63 +3622,10 @@ class Home:
         return appliance, problems
 
 
-# ----- 9. Execution ---------------------------------------------------------------------------
+# ----- 11. Observation ------------------------------------------------------------------------
 
-_FIRST_POLL, _LONGEST_POLL = 1.0, 30.0  # seconds between two questions for one certificate
-_STATUS_EVERY = 5  # questions; the status tells what the certificate is waiting for
 _INTERMEDIATE_PREFIX = "ca_"
 _SOON = dt.timedelta(days=30)  # before an intermediate ends
-_STATUS_TEXTS = {
-    "REQUESTED": "awaiting approval in SCM",
-    "APPROVED": "approved, being issued by the CA",
-    "SAAPPROVED": "approved, being issued by the CA",
-    "APPLIED": "being issued by the CA",
-}
-
-
-def shown_serial(serial: str) -> str:
-    """Return a serial number as whole bytes, the way appliances and browsers print it."""
-    return serial.zfill(len(serial) + len(serial) % 2)
-
-
-@dataclasses.dataclass
-class Result:
-    """What happened to one profile, for the report."""
-
-    profile: str
-    appliance: str = ""
-    certkey: str = ""
-    outcome: str = "unchanged"
-    reason: str = ""
-    steps: list[str] = dataclasses.field(default_factory=list)
-    not_after: str | None = None
-    serial: str | None = None
-    cert_id: str | None = None
-    notices: list[str] = dataclasses.field(default_factory=list)  # of the configuration: every run
-    warnings: list[str] = dataclasses.field(default_factory=list)
-    error: AgentError | None = None
-
-    def fail(self, error: AgentError) -> None:
-        self.outcome = "failed"
-        self.error = error
-
-    def show(self, certificate: Certificate) -> None:
-        self.not_after = iso(certificate.not_after)
-        self.serial = shown_serial(certificate.serial)
-
-
-@dataclasses.dataclass
-class Run:
-    """What one run is asked to do, and what all of its parts share."""
-
-    intent: Intent
-    dry_run: bool
-    wait: int | None
-    config: ScmConfig
-    store: Store
-    link: Link
-    tokens: Tokens
-    progress: Callable[[str], None]
 
 
 def intermediate_name(certificate: Certificate) -> str:
@@ -3895,6 +3852,63 @@ def read_installed(view: View, row: CertKey) -> Certificate:
         return told
     host = view.client.host
     raise AgentError("appliance", f"{host}: the certificate of {row.name} cannot be read")
+
+
+# ----- 12. Execution --------------------------------------------------------------------------
+
+_FIRST_POLL, _LONGEST_POLL = 1.0, 30.0  # seconds between two questions for one certificate
+_STATUS_EVERY = 5  # questions; the status tells what the certificate is waiting for
+_STATUS_TEXTS = {
+    "REQUESTED": "awaiting approval in SCM",
+    "APPROVED": "approved, being issued by the CA",
+    "SAAPPROVED": "approved, being issued by the CA",
+    "APPLIED": "being issued by the CA",
+}
+
+
+def shown_serial(serial: str) -> str:
+    """Return a serial number as whole bytes, the way appliances and browsers print it."""
+    return serial.zfill(len(serial) + len(serial) % 2)
+
+
+@dataclasses.dataclass
+class Result:
+    """What happened to one profile, for the report."""
+
+    profile: str
+    appliance: str = ""
+    certkey: str = ""
+    outcome: str = "unchanged"
+    reason: str = ""
+    steps: list[str] = dataclasses.field(default_factory=list)
+    not_after: str | None = None
+    serial: str | None = None
+    cert_id: str | None = None
+    notices: list[str] = dataclasses.field(default_factory=list)  # of the configuration: every run
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    error: AgentError | None = None
+
+    def fail(self, error: AgentError) -> None:
+        self.outcome = "failed"
+        self.error = error
+
+    def show(self, certificate: Certificate) -> None:
+        self.not_after = iso(certificate.not_after)
+        self.serial = shown_serial(certificate.serial)
+
+
+@dataclasses.dataclass
+class Run:
+    """What one run is asked to do, and what all of its parts share."""
+
+    intent: Intent
+    dry_run: bool
+    wait: int | None
+    config: ScmConfig
+    store: Store
+    link: Link
+    tokens: Tokens
+    progress: Callable[[str], None]
 
 
 class Work:
@@ -4746,6 +4760,9 @@ class Work:
             self.result.cert_id = self._managed_id(self._chain[0])
 
 
+# ----- 13. Passes -----------------------------------------------------------------------------
+
+
 def _give_up(work: Work, trouble: dict[str, AgentError]) -> None:
     """End the waiting of this run; the next one goes on."""
     if error := trouble.get(work.profile.name):
@@ -4895,7 +4912,7 @@ def run_all(profiles: Sequence[Profile], run: Run, jobs: int) -> list[Result]:
     return sorted(results, key=lambda result: result.profile)
 
 
-# ----- 10. Report -----------------------------------------------------------------------------
+# ----- 14. Report -----------------------------------------------------------------------------
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
@@ -5064,7 +5081,7 @@ class Report:
         return body
 
 
-# ----- 11. Command line -----------------------------------------------------------------------
+# ----- 15. Command line -----------------------------------------------------------------------
 
 _LOG_SIZE, _LOG_FILES = 1_000_000, 5
 
