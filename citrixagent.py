@@ -21,7 +21,7 @@ The file reads bottom-up: a name is defined before it is used.
 8. NetScaler       the appliance: one method per NITRO call
 9. Sectigo         SCM: token, order, download, status
 10. State          files in state/: lock, agreement, records, secrets' sources
-11. Observation    what an appliance holds, read once and kept in step
+11. Observation    what an appliance holds, read once and kept in step; what it presents
 12. Execution      one profile: observe, decide, apply step by step
 13. Passes         two passes over the profiles of an appliance; all appliances
 14. Report         lines, JSON, exit code
@@ -3854,6 +3854,64 @@ def read_installed(view: View, row: CertKey) -> Certificate:
     raise AgentError("appliance", f"{host}: the certificate of {row.name} cannot be read")
 
 
+def shown_serial(serial: str) -> str:
+    """Return a serial number as whole bytes, the way appliances and browsers print it."""
+    return serial.zfill(len(serial) + len(serial) % 2)
+
+
+class Prover:
+    """Compares what the virtual servers of a profile present with what was installed."""
+
+    def __init__(self, profile: Profile, view: View, interrupt: Interrupt) -> None:
+        self._profile = profile
+        self._view = view
+        self._interrupt = interrupt
+
+    def wrong_at(self, server: VirtualServer, wanted: Certificate) -> tuple[str, bool]:
+        """Say what is wrong at a virtual server (empty: nothing), and whether it presented that.
+
+        It is looked at a few times: an appliance takes a moment.
+        """
+        host, port = server.connect or self._address_of(server)
+        if not port or host in {"", "0.0.0.0", "::"}:  # noqa: S104 - the mark of "not addressable"
+            text = (
+                f'the virtual server "{server.name}" has no address of its own, so what it presents'
+            )
+            return f"{text} was not verified: set connect in the profile", False
+        found = ("", False)
+        for delay in (*_RETRY_DELAYS, None):
+            found = self._compare(server, host, port, wanted)
+            if not found[0] or delay is None:
+                break
+            self._interrupt.wait(delay)
+        return found
+
+    def _address_of(self, server: VirtualServer) -> tuple[str, int]:
+        row = self._view.virtual_server(server)
+        return row.address, row.port
+
+    def _server_name(self) -> str:
+        """Return a name that the certificate serves and nothing bound beside a wildcard does."""
+        return self._profile.subject.common_name.replace("*", "citrixagent", 1)
+
+    def _compare(
+        self, server: VirtualServer, host: str, port: int, wanted: Certificate
+    ) -> tuple[str, bool]:
+        name = None if not server.sni and self._view.has_sni(server) else self._server_name()
+        place = f'the virtual server "{server.name}" at {host}:{port}'
+        try:
+            presented = read_certificate(presented_certificate(host, port, name, wanted.key_type))
+        except OSError as error:
+            return f"{place} could not be verified: {_words(error)}", False
+        except ValueError:
+            return f"{place} could not be verified: it presents no certificate", False
+        if presented.serial == wanted.serial and wanted.fingerprint in {"", presented.fingerprint}:
+            return "", True
+        serial = shown_serial(presented.serial)
+        text = f"{place} presents another certificate (serial {serial}, {presented.common_name})"
+        return text, True
+
+
 # ----- 12. Execution --------------------------------------------------------------------------
 
 _FIRST_POLL, _LONGEST_POLL = 1.0, 30.0  # seconds between two questions for one certificate
@@ -3864,11 +3922,6 @@ _STATUS_TEXTS = {
     "SAAPPROVED": "approved, being issued by the CA",
     "APPLIED": "being issued by the CA",
 }
-
-
-def shown_serial(serial: str) -> str:
-    """Return a serial number as whole bytes, the way appliances and browsers print it."""
-    return serial.zfill(len(serial) + len(serial) % 2)
 
 
 @dataclasses.dataclass
@@ -3926,6 +3979,7 @@ class Work:
         self._view = view
         self._scm = scm
         self._run = run
+        self._prover = Prover(profile, view, run.link.interrupt)
         self._record = Record(profile.name)
         self._plan = Plan("unchanged", "")
         self._todo: list[Step] = []
@@ -4651,7 +4705,7 @@ class Work:
         """Compare what every virtual server presents with what was installed."""
         required = self.profile.handshake == "required"
         for server in self.profile.virtual_servers:
-            wrong, presented = self._wrong_at(server)
+            wrong, presented = self._prover.wrong_at(server, self._chain[0])
             if wrong and required:
                 raise AgentError("verify", wrong + (self._undo() if presented else ""))
             if wrong:
@@ -4689,46 +4743,6 @@ class Work:
         self._remember()
         self.result.show(self._chain[0])
         self.result.cert_id = old.cert_id
-
-    def _wrong_at(self, server: VirtualServer) -> tuple[str, bool]:
-        """Say what is wrong at a virtual server (empty: nothing), and whether it presented that."""
-        host, port = server.connect or self._address_of(server)
-        if not port or host in {"", "0.0.0.0", "::"}:  # noqa: S104 - the mark of "not addressable"
-            text = (
-                f'the virtual server "{server.name}" has no address of its own, so what it presents'
-            )
-            return f"{text} was not verified: set connect in the profile", False
-        found = ("", False)
-        for delay in (*_RETRY_DELAYS, None):
-            found = self._compare(server, host, port)
-            if not found[0] or delay is None:
-                break
-            self._run.link.interrupt.wait(delay)
-        return found
-
-    def _server_name(self) -> str:
-        """Return a name that the certificate serves and nothing bound beside a wildcard does."""
-        return self.profile.subject.common_name.replace("*", "citrixagent", 1)
-
-    def _address_of(self, server: VirtualServer) -> tuple[str, int]:
-        row = self._view.virtual_server(server)
-        return row.address, row.port
-
-    def _compare(self, server: VirtualServer, host: str, port: int) -> tuple[str, bool]:
-        wanted = self._chain[0]
-        name = None if not server.sni and self._view.has_sni(server) else self._server_name()
-        place = f'the virtual server "{server.name}" at {host}:{port}'
-        try:
-            presented = read_certificate(presented_certificate(host, port, name, wanted.key_type))
-        except OSError as error:
-            return f"{place} could not be verified: {_words(error)}", False
-        except ValueError:
-            return f"{place} could not be verified: it presents no certificate", False
-        if presented.serial == wanted.serial and wanted.fingerprint in {"", presented.fingerprint}:
-            return "", True
-        serial = shown_serial(presented.serial)
-        text = f"{place} presents another certificate (serial {serial}, {presented.common_name})"
-        return text, True
 
     def _clean_up(self) -> None:
         """Delete the files that neither this nor the last generation needs."""
