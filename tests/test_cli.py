@@ -161,9 +161,18 @@ def test_the_agreement_is_recorded_as_it_stands_on_disk(lab: Lab, tmp_path: path
     (folder / "citrixagent.py").write_bytes(PROGRAM.read_bytes())
     (folder / "LICENSE.txt").write_bytes(b"Caf\xe9\r\n")
     command = [sys.executable, str(folder / "citrixagent.py"), "--home", str(lab.home), "eula"]
-    shown = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    assert (shown.returncode, shown.stdout[:3]) == (6, b"Caf")
-    assert subprocess.run([*command, "--accept"], capture_output=True, check=False).returncode == 0
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [*command, *arguments],
+            env={},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+
+    assert (run().returncode, run().stdout[:3]) == (6, b"Caf")
+    assert run("--accept").returncode == 0
     recorded = json.loads((lab.home / "state" / "eula.json").read_text())
     assert recorded["sha256"] == hashlib.sha256(b"Caf\xe9\r\n").hexdigest()
 
