@@ -530,6 +530,16 @@ def test_a_refused_admin_login(lab: Lab) -> None:
     )
 
 
+def test_an_admin_password_may_hold_any_character(lab: Lab) -> None:
+    """It is sent as UTF-8; that it is wrong is for SCM to say."""
+    use_admin(lab, by_login=True)
+    path = lab.home / "scm.yaml"
+    lab.write_yaml("scm.yaml", {**yaml.safe_load(path.read_text()), "password": "pass\u20acword"})
+    lab.write_profile()
+    assert failed(lab)[0] == "auth"
+    assert lab.scm.server.requests
+
+
 def test_what_is_in_service_is_revoked_though_it_was_never_proved(lab: Lab) -> None:
     """The appliance tells which of two certificates the certkey holds."""
     age(lab, 150)
