@@ -355,6 +355,11 @@ class Profile:
     handshake: str
     notices: tuple[str, ...] = ()
 
+    @property
+    def key_family(self) -> str:
+        """RSA or ECDSA: a virtual server has a place for one certificate of each."""
+        return self.key_type.partition("-")[0]
+
 
 # ----- 3. YAML --------------------------------------------------------------------------------
 
@@ -1069,8 +1074,7 @@ class Certificate:
     without leading zeros.
     """
 
-    pem: str
-    fingerprint: str
+    pem: str  # empty where only the appliance's words are known
     serial: str
     issuer: str
     common_name: str
@@ -1078,6 +1082,13 @@ class Certificate:
     key_type: str
     not_before: dt.datetime
     not_after: dt.datetime
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256 of its DER form, in hex; ValueError where its PEM is not known."""
+        from cryptography.hazmat.primitives import hashes
+
+        return _load(self.pem.encode()).fingerprint(hashes.SHA256()).hex()
 
 
 def normal_serial(text: str) -> str:
@@ -1123,11 +1134,10 @@ def _load(data: bytes) -> x509.Certificate:
 
 
 def _describe(certificate: x509.Certificate) -> Certificate:
-    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives import serialization
 
     return Certificate(
         pem=certificate.public_bytes(serialization.Encoding.PEM).decode(),
-        fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
         serial=normal_serial(f"{certificate.serial_number:X}"),
         issuer=certificate.issuer.rfc4514_string(),
         common_name=_common_name_of(certificate.subject),
@@ -1835,7 +1845,7 @@ class Redactor:
         self._secrets: tuple[str, ...] = ()  # the longest first: one may be a part of another
 
     def add(self, secret: str) -> None:
-        if len(secret) >= 4:
+        if len(secret) >= 4 and secret not in self._secrets:
             forms = {secret, urllib.parse.quote(secret, safe=""), json.dumps(secret)[1:-1]}
             self._secrets = tuple(sorted({*self._secrets, *forms}, key=len, reverse=True))
 
@@ -3520,6 +3530,7 @@ class Home:
 
     def __init__(self, path: pathlib.Path, redactor: Redactor) -> None:
         self.path = path
+        self._folder = path / "profiles"
         self._redactor = redactor
         self._appliances: dict[str, tuple[Appliance, list[str]]] = {}
 
@@ -3541,12 +3552,11 @@ class Home:
         """Return the files of the named profiles, or of all; UsageError where there is no such."""
         if wanted:
             return list(dict.fromkeys(self._find(name) for name in wanted))
-        folder = self.path / "profiles"
-        found = [path for path in folder.glob("*.y*ml") if path.suffix in {".yaml", ".yml"}]
+        found = [path for path in self._folder.glob("*.y*ml") if path.suffix in {".yaml", ".yml"}]
         return sorted(path for path in found if not path.name.startswith("."))
 
     def _find(self, name: str) -> pathlib.Path:
-        folder = self.path / "profiles"
+        folder = self._folder
         places = [folder / name] if os.sep not in name else []
         for place in (*places, pathlib.Path(name)):
             for path in (place, pathlib.Path(f"{place}.yaml"), pathlib.Path(f"{place}.yml")):
@@ -3578,9 +3588,8 @@ class Home:
 
     def _has_namesake(self, path: pathlib.Path) -> bool:
         """Tell whether a profile from elsewhere would share the records of one in profiles/."""
-        folder = self.path / "profiles"
-        endings = () if path.parent == folder else (".yaml", ".yml")
-        return any((folder / f"{path.stem}{ending}").is_file() for ending in endings)
+        endings = () if path.parent == self._folder else (".yaml", ".yml")
+        return any((self._folder / f"{path.stem}{ending}").is_file() for ending in endings)
 
     def _load_profile(self, path: pathlib.Path, problems: list[str]) -> Profile | None:
         source = DiskSource(path, self._redactor)
@@ -3749,21 +3758,19 @@ class View:
 
     def bound_instead(self, server: VirtualServer, profile: Profile) -> str:
         """Return the certkey whose place on a virtual server the profile's would take."""
-        family = profile.key_type.partition("-")[0]
         for binding in () if server.sni else self._bindings.get(server.name, ()):
             row = self.certkeys.get(binding.certkey)
             other = binding.certkey != profile.certkey and not (binding.sni or binding.ca)
-            if other and row and row.key_family == family:
+            if other and row and row.key_family == profile.key_family:
                 return binding.certkey
-        claimed = "" if server.sni else self._claims.get((server.name, family), "")
+        claimed = "" if server.sni else self._claims.get((server.name, profile.key_family), "")
         return claimed if claimed != profile.certkey else ""
 
     def claim(self, profile: Profile) -> None:
         """Take note that a profile is going to be bound, so that no other one takes its place."""
-        family = profile.key_type.partition("-")[0]
         for server in profile.virtual_servers:
             if not server.sni:
-                self._claims.setdefault((server.name, family), profile.certkey)
+                self._claims.setdefault((server.name, profile.key_family), profile.certkey)
 
     def virtual_server(self, server: VirtualServer) -> VirtualServerRow:
         """Return a virtual server's row; AgentError where it is missing or ends no TLS."""
@@ -3816,7 +3823,6 @@ def from_row(row: CertKey) -> Certificate | None:
         return None
     return Certificate(
         pem="",
-        fingerprint="",
         serial=row.serial,
         issuer=row.issuer,
         common_name=row.common_name,
@@ -3905,7 +3911,7 @@ class Prover:
             return f"{place} could not be verified: {_words(error)}", False
         except ValueError:
             return f"{place} could not be verified: it presents no certificate", False
-        if presented.serial == wanted.serial and wanted.fingerprint in {"", presented.fingerprint}:
+        if presented.serial == wanted.serial and wanted.pem in {"", presented.pem}:
             return "", True
         serial = shown_serial(presented.serial)
         text = f"{place} presents another certificate (serial {serial}, {presented.common_name})"
@@ -5122,12 +5128,14 @@ class _UtcFormatter(logging.Formatter):
 
 
 def _log_to(file: pathlib.Path) -> logging.Handler:
+    """Open the log; one that has grown long is put aside first, so a run's lines stay together."""
     import logging.handlers
 
     file.touch(mode=0o600)
-    return logging.handlers.RotatingFileHandler(
-        file, maxBytes=_LOG_SIZE, backupCount=_LOG_FILES, encoding="utf-8"
-    )
+    handler = logging.handlers.RotatingFileHandler(file, backupCount=_LOG_FILES, encoding="utf-8")
+    if file.stat().st_size > _LOG_SIZE:
+        handler.doRollover()
+    return handler
 
 
 @contextlib.contextmanager

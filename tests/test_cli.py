@@ -344,6 +344,23 @@ def test_the_log_tells_decisions_and_changes(lab: Lab) -> None:
     assert all(line[:20].endswith("Z") and line[4] == "-" for line in lines)
 
 
+def test_a_long_log_is_put_aside_before_a_run(lab: Lab) -> None:
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    log, first = lab.home / "state" / "citrixagent.log", "x" * 1_000_001 + "\n"
+    for number in range(7):
+        log.write_text(f"{number}{first}")
+        assert lab("run").exit_code == 0
+        assert "www: unchanged, " in log.read_text()
+        assert len(log.read_text()) < 10_000
+    kept = sorted(log.parent.glob("citrixagent.log*"))
+    assert [path.name for path in kept[1:]] == [f"citrixagent.log.{n}" for n in range(1, 6)]
+    assert [path.read_text() for path in kept[1:]] == [f"{n}{first}" for n in (6, 5, 4, 3, 2)]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in kept} == {0o600}
+    assert lab("run").exit_code == 0
+    assert sorted(log.parent.glob("citrixagent.log*")) == kept
+
+
 def test_verbosity_shows_the_log(lab: Lab) -> None:
     lab.write_profile()
     assert "create_key done" in lab("-v", "run").stderr

@@ -33,7 +33,6 @@ def certificate(
     end = NOW + left
     return agent.Certificate(
         pem="",
-        fingerprint="",
         serial=serial,
         issuer="",
         common_name=NAMES[0],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Iterator
 
@@ -86,21 +87,21 @@ class CertKey:
     expirymonitor: str = "ENABLED"
     notificationperiod: int = 30
 
-    @property
+    @functools.cached_property
     def serial(self) -> str:
         number = self.certificate.serial_number
         return number.to_bytes((number.bit_length() + 7) // 8, "big").hex().upper()
 
-    @property
+    @functools.cached_property
     def pem(self) -> str:
         return self.certificate.public_bytes(serialization.Encoding.PEM).decode()
 
-    @property
+    @functools.cached_property
     def common_name(self) -> str | None:
         found = self.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         return str(found[0].value) if found else None
 
-    @property
+    @functools.cached_property
     def alternatives(self) -> x509.SubjectAlternativeName:
         try:
             kind = x509.SubjectAlternativeName
@@ -108,25 +109,25 @@ class CertKey:
         except x509.ExtensionNotFound:
             return x509.SubjectAlternativeName([])
 
-    @property
+    @functools.cached_property
     def dns_names(self) -> frozenset[str]:
         names = self.alternatives.get_values_for_type(x509.DNSName)
         return frozenset(name.lower() for name in names)
 
-    @property
+    @functools.cached_property
     def addresses(self) -> frozenset[str]:
         return frozenset(map(str, self.alternatives.get_values_for_type(x509.IPAddress)))
 
-    @property
+    @functools.cached_property
     def domains(self) -> frozenset[str]:
         common_name = {self.common_name.lower()} if self.common_name else set()
         return self.dns_names | self.addresses | common_name
 
-    @property
+    @functools.cached_property
     def key_type(self) -> str:
         return "RSA" if isinstance(public_key(self.certificate), rsa.RSAPublicKey) else "ECDSA"
 
-    @property
+    @functools.cached_property
     def is_ca(self) -> bool:
         try:
             kind = x509.BasicConstraints

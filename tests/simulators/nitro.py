@@ -7,6 +7,7 @@ the operation, the command line it stands for and its arguments. ``OPERATIONS`` 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import urllib.parse
@@ -154,11 +155,16 @@ def answer(status: int, body: object, extra: Mapping[str, str] | None = None) ->
 
 def render(value: object) -> str:
     """Write JSON in the appliance's own style: blanks inside braces, slashes escaped."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         pairs = [f"{render(name)}: {render(item)}" for name, item in value.items()]
         return f"{{ {', '.join(pairs)} }}"
     if isinstance(value, list | tuple):
         return f"[ {', '.join(map(render, value))} ]"
+    return _render_scalar(value)
+
+
+@functools.lru_cache(10_000, typed=True)  # most of a list's texts are the same in every row
+def _render_scalar(value: object) -> str:
     return json.dumps(value).replace("/", "\\/")
 
 

@@ -12,6 +12,7 @@ import base64
 import binascii
 import dataclasses
 import datetime as dt
+import functools
 import ipaddress
 import re
 from collections.abc import Callable
@@ -370,26 +371,35 @@ def delete_certkey(ns: Partition, values: Values) -> None:
     del ns.certkeys[certkey.name]
 
 
+@functools.cache
+def _certificate_part(certificate: x509.Certificate) -> Row:
+    """Return what a row of sslcertkey tells of the certificate alone: the same every time."""
+    key = public_key(certificate)
+    return {
+        "signaturealg": SIGNATURE_NAMES.get(certificate.signature_algorithm_oid, "unknown"),
+        "issuer": _distinguished(certificate.issuer),
+        "clientcertnotbefore": _certificate_time(certificate.not_valid_before_utc),
+        "clientcertnotafter": _certificate_time(certificate.not_valid_after_utc),
+        "subject": _distinguished(certificate.subject),
+        "publickey": "rsaEncryption" if isinstance(key, rsa.RSAPublicKey) else "id-ecPublicKey",
+        "publickeysize": key.key_size,
+        "version": 3,
+    }
+
+
 def _certkey_row(ns: Partition, certkey: CertKey) -> Row:
     certificate = certkey.certificate
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    now, key = ns.box.clock(), public_key(certificate)
+    now = ns.box.clock()
     row: Row = {
+        **_certificate_part(certificate),
         "certkey": certkey.name,
         "cert": certkey.cert,
         **({"key": certkey.key} if certkey.key else {}),
         "inform": "PEM",
-        "signaturealg": SIGNATURE_NAMES.get(certificate.signature_algorithm_oid, "unknown"),
         "certificatetype": ["INTM_CERT"] if certkey.is_ca else ["CLNT_CERT", "SRVR_CERT"],
         "serial": certkey.serial,
-        "issuer": _distinguished(certificate.issuer),
-        "clientcertnotbefore": _certificate_time(start),
-        "clientcertnotafter": _certificate_time(end),
         "daystoexpiration": (end - now).days,
-        "subject": _distinguished(certificate.subject),
-        "publickey": "rsaEncryption" if certkey.key_type == "RSA" else "id-ecPublicKey",
-        "publickeysize": key.key_size,
-        "version": 3,
         "priority": "0",
         "status": "Not yet valid" if now < start else "Expired" if now > end else "Valid",
         "passcrypt": "",
