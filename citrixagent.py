@@ -1066,6 +1066,14 @@ _PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-
 _CURVES = {"secp256r1": "ECDSA-P256", "secp384r1": "ECDSA-P384"}
 
 
+def _load(data: bytes) -> x509.Certificate:
+    from cryptography import x509
+
+    if block := _PEM_BLOCK.search(data):
+        return x509.load_pem_x509_certificate(block[0])
+    return x509.load_der_x509_certificate(data)
+
+
 @dataclasses.dataclass(frozen=True)
 class Certificate:
     """A certificate that was read: what decisions and comparisons need of it.
@@ -1123,14 +1131,6 @@ def _common_name_of(name: x509.Name) -> str:
 
     values = name.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(values[0].value) if values else ""
-
-
-def _load(data: bytes) -> x509.Certificate:
-    from cryptography import x509
-
-    if block := _PEM_BLOCK.search(data):
-        return x509.load_pem_x509_certificate(block[0])
-    return x509.load_der_x509_certificate(data)
 
 
 def _describe(certificate: x509.Certificate) -> Certificate:
@@ -1361,6 +1361,8 @@ class Order:
     key_lost: bool = False  # the key is not on the appliance that is primary now
     rescues: str | None = None  # id of an order whose key was lost: this one replaces it
     adopted: bool = False  # the operator named the id: whether it is this order shows its key
+    asked: str = ""  # the operator's command, where no run would have ordered by itself
+    note: str = ""  # what the operator gave as the reason, for SCM
 
 
 @dataclasses.dataclass
@@ -1388,6 +1390,12 @@ class Intent:
     force: bool = False
     cert_id: str | None = None
     reason: str = ""  # for SCM, of a replacement
+
+    @property
+    def outlasts(self) -> str:
+        """The command, if later runs go on with it once it could not be sent."""
+        forced = self.command == "enroll" and self.force
+        return self.command if forced or self.command in {"renew", "replace"} else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1691,13 +1699,16 @@ def _still_serves(profile: Profile, order: Order) -> bool:
 def _unplaced(profile: Profile, seen: Observed, order: Order, intent: Intent) -> Plan:
     """Decide afresh; where an order is still needed, the key and CSR that are there will do.
 
-    What is to replace an order whose key was lost goes on doing so: that order is paid for.
+    What is to replace an order whose key was lost goes on doing so: that order is paid for. What
+    the operator asked for is still asked for.
     """
     if order.rescues and _still_serves(profile, order) and not intent.force:
         step = _next_step(order, seen)
         return Plan(
             order.outcome, order.reason, step, "replace", resumes=True, replaces=order.rescues
         )
+    if order.asked and intent.command == "run" and seen.certificate:
+        intent = dataclasses.replace(intent, command=order.asked, force=order.replace_bound)
     plan = _start(profile, seen, intent)
     if not plan.action or order.wish != wish_of(profile):
         return plan
@@ -2791,7 +2802,7 @@ class Sectigo(Protocol):
         """
         ...
 
-    def order(self, profile: Profile, order: Order, reason: str) -> str:
+    def order(self, profile: Profile, order: Order) -> str:
         """Place an order and return its id.
 
         Raises UnknownOutcomeError where it may have been placed all the same; after any other
@@ -2927,13 +2938,13 @@ def _other_names(profile: Profile) -> list[str]:
     return [name for name in profile.names if name != profile.subject.common_name]
 
 
-def _order_body(profile: Profile, order: Order, reason: str) -> Document:
+def _order_body(profile: Profile, order: Order) -> Document:
     enrollment, action = profile.enrollment, order.action
     lines = [line for line in (order.csr or "").splitlines() if not line.startswith("-----")]
     body: Document = {
         "csr": "".join(lines),
         "subjAltNames": _other_names(profile),
-        "comments": reason or enrollment.comments,
+        "comments": order.note or enrollment.comments,
     }
     if action != "replace":
         body["externalRequester"] = enrollment.external_requester
@@ -3105,9 +3116,9 @@ class EnrollmentApi:
     def prepare(self, _profile: Profile) -> None:
         self._channel.log_in()
 
-    def order(self, profile: Profile, order: Order, reason: str) -> str:
+    def order(self, profile: Profile, order: Order) -> str:
         path = "" if order.action == "enroll" else f"/{_part(order.previous or '')}/{order.action}"
-        body = _order_body(profile, order, reason)
+        body = _order_body(profile, order)
         return _order_id(self._channel.place(path, body, order.action), "certId")
 
     def download(self, cert_id: str) -> bytes | None:
@@ -3186,7 +3197,7 @@ class AdminApi:
             text = f"the certificate type {wanted} of SCM does not take it"
             raise AgentError("config", f"{profile.name}: certificate.key_type: {text}")
 
-    def order(self, profile: Profile, order: Order, reason: str) -> str:
+    def order(self, profile: Profile, order: Order) -> str:
         if order.action == "enroll":
             body = _admin_enrollment(self._config, profile, order)
             return _order_id(self._channel.place("/enroll", body, "enroll"), "sslId")
@@ -3196,7 +3207,7 @@ class AdminApi:
             return _order_id(data, "sslId")
         body = {
             "csr": order.csr,
-            "reason": reason or order.reason[:512],
+            "reason": order.note or order.reason[:512],
             "commonName": profile.subject.common_name,
             "subjectAlternativeNames": _other_names(profile),
         }
@@ -4062,6 +4073,8 @@ class Work:
         if plan.action:
             order.action, order.outcome, order.reason = plan.action, plan.outcome, plan.reason
             order.previous, order.rescues = self._previous_id(), plan.replaces
+        order.asked = self._run.intent.outlasts or order.asked
+        order.note = self._run.intent.reason or order.note
 
     def _close_order(self) -> None:
         """Close the order whose certificate is installed, saved and, where required, proved."""
@@ -4273,6 +4286,8 @@ class Work:
             replace_bound=self._run.intent.force,
             previous=self._previous_id(),
             rescues=self._plan.replaces,
+            asked=self._run.intent.outlasts,
+            note=self._run.intent.reason,
         )
 
     def _previous_id(self) -> str | None:
@@ -4378,7 +4393,7 @@ class Work:
         order.sent = iso(utc_now())
         self._remember()
         try:
-            return self._scm.order(self.profile, order, self._run.intent.reason)
+            return self._scm.order(self.profile, order)
         except UnknownOutcomeError as error:
             text = f"{error.message}: {unknown_outcome_text(self.profile.name, order)}"
             raise AgentError("unknown_outcome", text) from None
@@ -4476,6 +4491,10 @@ class Work:
             self._give_up_rollback(order, error)
             self.result.fail(error)
             return
+        if order and order.asked and not order.sent and error.kind in {"rejected", "appliance"}:
+            order.asked = ""  # a no to the operator, not to every run from now on
+            with contextlib.suppress(AgentError):
+                self._remember()
         missing = isinstance(error, NitroError) and error.code in _FILE_MISSING
         if order and order.cert_id and missing:
             # What is missing is uploaded again; if that was done already, it is the key.

@@ -499,6 +499,45 @@ def test_a_busy_scm_that_stays_busy(lab: Lab) -> None:
     assert len(lab.scm.orders) == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "action", "outcome"),
+    [
+        (("renew", "www"), "renew", "renewed"),
+        (("replace", "www", "--reason", "a better key"), "replace", "replaced"),
+        (("enroll", "www", "--force"), "enroll", "enrolled"),
+    ],
+)
+def test_what_the_operator_asked_of_a_busy_scm_is_done_later(
+    lab: Lab, command: tuple[str, ...], action: str, outcome: str
+) -> None:
+    """By the next run, though nothing is due; once."""
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    busy = fault("status", "POST", "/api/v1/certificates", 503, Retry_After="3600")
+    lab.scm.server.faults.append(busy)
+    assert failed(lab, *command)[0] == "unavailable"
+    assert failed(lab)[0] == "unavailable"
+    assert len(lab.scm.orders) == 1
+    lab.scm.server.faults.clear()
+    told = lab.json("run").profile()
+    assert (told["outcome"], told["reason"]) == (outcome, "asked for by the operator")
+    assert [order.action for order in lab.scm.orders] == ["enroll", action]
+    assert lab.scm.orders[1].comments == ("a better key" if action == "replace" else "")
+    assert lab("run").text == ""
+
+
+def test_a_no_to_the_operator_is_not_asked_for_again(lab: Lab) -> None:
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    lab.scm.server.faults.append(fault("status", "POST", "/api/v1/certificates", 400))
+    assert failed(lab, "renew", "www")[0] == "rejected"
+    seen = len(lab.scm.server.requests)
+    for _ in range(2):
+        assert lab("run").text == ""
+    assert not [call for call in lab.scm.server.calls(seen) if call.startswith("POST /api")]
+    assert len([path for path in lab.appliance.files if path.endswith(".key")]) == 1
+
+
 # A profile that is edited while its order is open
 
 

@@ -78,6 +78,11 @@ def with_order(**changes: Any) -> Record:
     return record(order=order(**changes))
 
 
+def asked(command: str, **changes: Any) -> Record:
+    """Return a record with an order that the operator asked for and SCM has not got."""
+    return with_order(**CREATED, asked=command, **changes)
+
+
 def other(**changes: Any) -> agent.Profile:
     return dataclasses.replace(profile(), **changes)
 
@@ -218,6 +223,24 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         outcome: Planned(outcome, "replace", Step.ORDER, seen(found), intent)
         for outcome, intent in (("enrolled", RUN), ("renewed", RENEW), ("replaced", ENROLL))
         for found in [with_order(**CREATED, rescues="7", action="replace", outcome=outcome)]
+    },
+    "not sent yet, and asked for with renew, replace or enroll --force, which could not be carried "
+    "out then": {
+        "renew": Planned("renewed", "renew", Step.ORDER, seen(asked("renew"))),
+        "replace": Planned("replaced", "replace", Step.ORDER, seen(asked("replace"))),
+        "enroll": Planned(
+            "enrolled", "enroll", Step.ORDER, seen(asked("enroll", replace_bound=True))
+        ),
+        "of another key": Planned("replaced", "replace", NEW_KEY, seen(asked("replace", wish="x"))),
+        "and nothing is installed any more": Planned(
+            "enrolled",
+            "enroll",
+            Step.ORDER,
+            seen(record(installed=None, order=order(**CREATED, asked="replace")), certificate=None),
+        ),
+        "something else is asked for now": Planned(
+            "renewed", "renew", Step.ORDER, seen(asked("replace")), RENEW
+        ),
     },
     "not sent yet": {
         "still needed": Planned("renewed", "renew", Step.ORDER, seen(UNSENT, certificate=DUE)),
