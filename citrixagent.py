@@ -1912,7 +1912,7 @@ class Answer:
 
 
 @dataclasses.dataclass
-class Link:
+class Context:
     """What every connection of the program shares."""
 
     interrupt: Interrupt
@@ -2014,7 +2014,7 @@ class Transport:
         label: str,
         tls: Tls,
         timeout: int,
-        link: Link,
+        context: Context,
         proxies: Callable[[str], Mapping[str, str]] | None = None,
         *,
         slow_writes: bool = False,
@@ -2022,7 +2022,7 @@ class Transport:
         self._label = label
         self._verify = _verification(tls)
         self._timeout = timeout
-        self._link = link
+        self._context = context
         self._proxies = proxies
         self._slow_writes = slow_writes  # one that takes too long says nothing about other requests
         self._session = _session(tls)
@@ -2064,7 +2064,7 @@ class Transport:
                 if pause is None:
                     return answer
             log.debug("%s: trying again in %.1f s", self._label, pause or 0)
-            self._link.interrupt.wait((pause or 0) * random.uniform(1, 1.2))  # noqa: S311 - jitter
+            self._context.interrupt.wait((pause or 0) * random.uniform(1, 1.2))  # noqa: S311 - jitter
         raise AssertionError("the last round returns or raises")
 
     def _send_once(
@@ -2073,7 +2073,7 @@ class Transport:
         import requests
 
         if not self.is_ending:
-            self._link.interrupt.check()
+            self._context.interrupt.check()
         call = f"{method} {urllib.parse.urlsplit(url).path}"
         start = time.monotonic()
         if start < self._silent_until and not self.is_ending:
@@ -2386,12 +2386,12 @@ class NetScaler:
     message, and what to do about it.
     """
 
-    def __init__(self, appliance: Appliance, host: str, link: Link) -> None:
+    def __init__(self, appliance: Appliance, host: str, context: Context) -> None:
         self.host = host
         self._appliance = appliance
-        self._link = link
+        self._context = context
         tls, timeout = appliance.tls, appliance.timeout
-        self._transport = Transport(host, tls, timeout, link, slow_writes=True)
+        self._transport = Transport(host, tls, timeout, context, slow_writes=True)
         self._token = ""
         self._is_watched = False  # a node of an HA pair: its role is looked at before every write
 
@@ -2407,7 +2407,7 @@ class NetScaler:
         self._token = str(data.get("sessionid") or "")
         if not self._token:
             raise self._error(0, "the login gave no session", 200, "login", "auth")
-        self._link.redactor.add(self._token)
+        self._context.redactor.add(self._token)
         if self._appliance.partition:
             name = self._appliance.partition
             body = {"nspartition": {"partitionname": name}}
@@ -2693,7 +2693,7 @@ class NetScaler:
             except NitroError as error:
                 if error.code not in codes:
                     raise
-            self._link.interrupt.wait(delay)
+            self._context.interrupt.wait(delay)
         return call()
 
     def _request(  # noqa: PLR0913 - the parts of one URL
@@ -3005,11 +3005,11 @@ def _not_offered(error: ScmError, action: Action) -> NotOfferedError | None:
 class Channel:
     """Authenticated requests to SCM: with a token, renewed once where it is refused, or a login."""
 
-    def __init__(self, config: ScmConfig, path: str, tokens: Tokens, link: Link) -> None:
+    def __init__(self, config: ScmConfig, path: str, tokens: Tokens, context: Context) -> None:
         self._config = config
         self._base = f"{config.url}{path}"
         self._tokens = tokens
-        self._transport = Transport("SCM", config.tls, config.timeout, link, self._proxies)
+        self._transport = Transport("SCM", config.tls, config.timeout, context, self._proxies)
 
     def log_in(self) -> None:
         if self._config.client_id:
@@ -3110,8 +3110,8 @@ class EnrollmentApi:
 
     replaces_in_place = False
 
-    def __init__(self, config: ScmConfig, tokens: Tokens, link: Link) -> None:
-        self._channel = Channel(config, "/api/v1/certificates", tokens, link)
+    def __init__(self, config: ScmConfig, tokens: Tokens, context: Context) -> None:
+        self._channel = Channel(config, "/api/v1/certificates", tokens, context)
 
     def prepare(self, _profile: Profile) -> None:
         self._channel.log_in()
@@ -3171,9 +3171,9 @@ class AdminApi:
 
     replaces_in_place = True
 
-    def __init__(self, config: ScmConfig, tokens: Tokens, link: Link) -> None:
+    def __init__(self, config: ScmConfig, tokens: Tokens, context: Context) -> None:
         self._config = config
-        self._channel = Channel(config, "/api/ssl/v1", tokens, link)
+        self._channel = Channel(config, "/api/ssl/v1", tokens, context)
         self._types: list[Document] = []
 
     def prepare(self, profile: Profile) -> None:
@@ -3258,10 +3258,10 @@ class AdminApi:
         return sorted((each for each in ids if each not in known), key=_by_age, reverse=True)
 
 
-def connect_to_scm(config: ScmConfig, tokens: Tokens, link: Link) -> Sectigo:
+def connect_to_scm(config: ScmConfig, tokens: Tokens, context: Context) -> Sectigo:
     """Return the client of the API that scm.yaml names."""
     backend = AdminApi if config.api == "admin" else EnrollmentApi
-    return backend(config, tokens, link)
+    return backend(config, tokens, context)
 
 
 # ----- 10. State ------------------------------------------------------------------------------
@@ -3659,11 +3659,11 @@ def _holds(row: CertKey, certificate: Certificate) -> bool:
 class View:
     """What one appliance says, read once and kept in step with what this run writes."""
 
-    def __init__(self, appliance: Appliance, link: Link) -> None:
+    def __init__(self, appliance: Appliance, context: Context) -> None:
         self.appliance = appliance
-        self.client = NetScaler(appliance, appliance.host, link)
+        self.client = NetScaler(appliance, appliance.host, context)
         self.certkeys: dict[str, CertKey] = {}
-        self._link = link
+        self._context = context
         self._bindings: dict[str, list[Binding]] = {}
         self._virtual_servers: dict[str, dict[str, VirtualServerRow]] = {}
         self._claims: dict[tuple[str, str], str] = {}  # what is going to be bound as a default
@@ -3677,7 +3677,7 @@ class View:
         """
         failures: list[AgentError] = []
         for host in self.appliance.hosts:
-            self.client = NetScaler(self.appliance, host, self._link)
+            self.client = NetScaler(self.appliance, host, self._context)
             try:
                 self._connect(standby=standby)
             except AgentError as error:
@@ -3976,7 +3976,7 @@ class Run:
     wait: int | None
     config: ScmConfig
     store: Store
-    link: Link
+    context: Context
     tokens: Tokens
     progress: Callable[[str], None]
 
@@ -3996,7 +3996,7 @@ class Work:
         self._view = view
         self._scm = scm
         self._run = run
-        self._prover = Prover(profile, view, run.link.interrupt)
+        self._prover = Prover(profile, view, run.context.interrupt)
         self._record = Record(profile.name)
         self._plan = Plan("unchanged", "")
         self._todo: list[Step] = []
@@ -4476,7 +4476,7 @@ class Work:
         self.result.reason = _STATUS_TEXTS.get(status, f"SCM says {status.lower()}")
         if status in _TURNED_DOWN:
             text = f"order {cert_id} was {status.lower()} in SCM" + (f": {words}" if words else "")
-            self._current.refused = self._run.link.redactor.hide(text)
+            self._current.refused = self._run.context.redactor.hide(text)
             self._remember()
             remedy = f"once it can succeed, run citrixagent.py enroll {self.profile.name}"
             raise AgentError("declined", f"{text}: {remedy}")
@@ -4506,7 +4506,7 @@ class Work:
             and asked == order.cert_id is not None
             and error.kind in {"mismatch", "rejected", "appliance"}
         ):
-            order.failed = self._run.link.redactor.hide(error.message)
+            order.failed = self._run.context.redactor.hide(error.message)
             with contextlib.suppress(AgentError):
                 self._remember()
             way = f"citrixagent.py enroll --force {self.profile.name}"
@@ -4819,8 +4819,8 @@ class Crew:
     def __init__(self, appliance: Appliance, profiles: Sequence[Profile], run: Run) -> None:
         self.addresses = appliance.addresses
         self._run = run
-        self._view = View(appliance, run.link)
-        scm = connect_to_scm(run.config, run.tokens, run.link)
+        self._view = View(appliance, run.context)
+        scm = connect_to_scm(run.config, run.tokens, run.context)
         self._works = [Work(profile, self._view, scm, run) for profile in profiles]
         self.results = [work.result for work in self._works]
 
@@ -4883,7 +4883,7 @@ class Crew:
             self._each(over, lambda work: _give_up(work, trouble))
             if still := [work.max_wait for work in self._works if work.waits]:
                 left = min(still) - (time.monotonic() - start)
-                self._run.link.interrupt.wait(max(0.0, min(delay, left)))
+                self._run.context.interrupt.wait(max(0.0, min(delay, left)))
                 delay = min(delay * 1.5, _LONGEST_POLL)
 
     @staticmethod
@@ -5218,7 +5218,7 @@ class Session:
     def __init__(self, app: App, command: str, *, as_json: bool, dry_run: bool = False) -> None:
         self.app = app
         self.redactor = Redactor()
-        self.link = Link(Interrupt(), self.redactor)
+        self.context = Context(Interrupt(), self.redactor)
         self.store = Store(app.home)
         self.home = Home(app.home, self.redactor)
         console = Console(self.redactor, quiet=as_json)
@@ -5228,7 +5228,7 @@ class Session:
         """Run a command's body and end the process with what came of it."""
         os.umask(0o077)
         try:
-            self.link.interrupt.listen()
+            self.context.interrupt.listen()
             self.require_agreement()
             body(self)
         except AgentError as error:
@@ -5241,7 +5241,7 @@ class Session:
             sys.exit(ExitCode.USAGE)
         except Interrupted:
             log.info("interrupted")
-        stopped = self.link.interrupt.signal
+        stopped = self.context.interrupt.signal
         code = 128 + stopped if stopped else self.report.exit_code()
         try:
             self.report.tell(code)
@@ -5259,7 +5259,7 @@ class Session:
             self.store.accept(agreement, "CITRIXAGENT_ACCEPT_EULA")
             return
         terminal = is_terminal(sys.stdin) and self.report.console.is_terminal
-        if not (terminal and ask_for_agreement(agreement, self.link.interrupt)):
+        if not (terminal and ask_for_agreement(agreement, self.context.interrupt)):
             raise AgentError("agreement", not_accepted_text(self.app.home))
         self.store.accept(agreement, "asked")
 
@@ -5290,7 +5290,7 @@ class Session:
     def confirm(self, question: str) -> bool:
         """Ask on a terminal; elsewhere the answer is no."""
         terminal = is_terminal(sys.stdin) and self.report.console.is_terminal
-        return terminal and ask(question, self.link.interrupt)
+        return terminal and ask(question, self.context.interrupt)
 
     def execute(self, names: Sequence[str], intent: Intent, wait: int | None, jobs: int) -> None:
         """Load, lock, run, and take the results into the report."""
@@ -5304,7 +5304,7 @@ class Session:
                 wait=wait,
                 config=config,
                 store=self.store,
-                link=self.link,
+                context=self.context,
                 tokens=Tokens(config, self.redactor),
                 progress=self.report.console.progress,
             )
@@ -5491,7 +5491,7 @@ def _list_appliance(
 ) -> list[Document]:
     """Return what one appliance holds of ``profiles``, or all; ``others`` may own some of it."""
     appliance = profiles[0].appliance
-    view = View(appliance, session.link)
+    view = View(appliance, session.context)
     owners = {each.certkey: each for each in (*others, *profiles)}
     try:
         view.open(standby=True)
@@ -5618,7 +5618,7 @@ def _revoke(
     record = session.store.load(profile.name)
     held = _ordered(record)
     if len(held) > 1:  # one installed but not proved: the appliance knows which is in service
-        view = View(profile.appliance, session.link)
+        view = View(profile.appliance, session.context)
         try:
             view.open(standby=True)
         finally:
@@ -5653,7 +5653,7 @@ def revoke(session: Session, name: str, reason: str, message: str, *, sure: bool
         result = Result(profile.name, profile.appliance.host, profile.certkey)
         with session.lock(), session.logging():
             session.report.results.append(result)
-            scm = connect_to_scm(config, Tokens(config, session.redactor), session.link)
+            scm = connect_to_scm(config, Tokens(config, session.redactor), session.context)
             try:
                 _revoke(session, scm, profile, result, Revocation(reason, message))
             except AgentError as error:

@@ -474,15 +474,15 @@ def planner(home: pathlib.Path) -> tuple[list[agent.View], list[agent.Work]]:
         wait=None,
         config=config,
         store=session.store,
-        link=session.link,
+        context=session.context,
         tokens=agent.Tokens(config, session.redactor),
         progress=lambda _: None,
     )
     views, works = [], []
     for appliance, members in agent.by_appliance(profiles).items():
-        view = agent.View(appliance, session.link)
+        view = agent.View(appliance, session.context)
         view.open()
-        scm = agent.connect_to_scm(config, run.tokens, session.link)
+        scm = agent.connect_to_scm(config, run.tokens, session.context)
         views.append(view)
         works += [agent.Work(profile, view, scm, run) for profile in members]
     return views, works
