@@ -306,11 +306,11 @@ class Subject:
 
     common_name: str
     organization: str
-    organizational_unit: str
-    locality: str
     state: str
     country: str
-    email: str
+    organizational_unit: str = ""
+    locality: str = ""
+    email: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,12 +329,12 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class Enrollment:
-    comments: str
-    external_requester: str
-    custom_fields: tuple[tuple[str, str], ...]
-    profile_id: int | None
-    term: int | None
-    max_wait: int
+    comments: str = ""
+    external_requester: str = ""
+    custom_fields: tuple[tuple[str, str], ...] = ()
+    profile_id: int | None = None
+    term: int | None = None
+    max_wait: int = 600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1443,11 +1443,27 @@ class Plan:
         return tuple(s for s in steps if s is not Step.VERIFY or profile.handshake != "off")
 
 
+def _given(values: Subject | Enrollment) -> Document:
+    """Return, by name, the values that are not at their default."""
+    named = [(field, getattr(values, field.name)) for field in dataclasses.fields(values)]
+    return {field.name: value for field, value in named if value != field.default}
+
+
 def wish_of(profile: Profile) -> str:
-    """Return a digest of all that an order is made of: it changes when the order would."""
-    enrollment = dataclasses.replace(profile.enrollment, max_wait=0)
-    wish = (profile.appliance.host, profile.subject, profile.names, profile.key_type, enrollment)
-    return hashlib.sha256(repr(wish).encode()).hexdigest()
+    """Return a digest of all that an order is made of: it changes when the order would.
+
+    A key with a default that a later release adds changes it for nobody who does not use that key:
+    otherwise an upgrade would look like an edit, and orders that were declined be placed again.
+    """
+    enrollment = _given(dataclasses.replace(profile.enrollment, max_wait=Enrollment.max_wait))
+    wish = {
+        "host": profile.appliance.host,
+        "subject": _given(profile.subject),
+        "names": profile.names,
+        "key_type": profile.key_type,
+        "enrollment": enrollment,
+    }
+    return hashlib.sha256(json.dumps(wish, sort_keys=True).encode()).hexdigest()
 
 
 def conflict_text(name: str, conflicts: Iterable[str]) -> str:

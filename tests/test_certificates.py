@@ -28,13 +28,13 @@ def profile(names: tuple[str, ...] = NAMES, key_type: str = "ECDSA-P256") -> age
         ),
         virtual_servers=(agent.VirtualServer("vs", "gateway", None),),
         certkey="www",
-        subject=agent.Subject(names[0], "Example Ltd", "", "", "England", "GB", ""),
+        subject=agent.Subject(names[0], "Example Ltd", "England", "GB"),
         names=names,
         key_type=key_type,
         auto_renew=True,
         window=agent.Window(),
         on_change="replace",
-        enrollment=agent.Enrollment("", "", (), None, None, 600),
+        enrollment=agent.Enrollment(),
         handshake="try",
     )
 

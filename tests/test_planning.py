@@ -893,6 +893,19 @@ def test_after_the_first_steps_the_rest_is_decided(journey: Journey, steps: int)
     assert plan.outcome == (journey.outcome if steps < len(agent.PIPELINE) else "unchanged")
 
 
+def test_the_digest_of_a_wish_outlasts_upgrades() -> None:
+    """Another digest for the same profile would have every declined order placed again."""
+    host = dataclasses.replace(profile().appliance, hosts=("ns1.example.com",))
+    enrollment = agent.Enrollment(comments="hello", custom_fields=(("Owner", "NetOps"),))
+    wanted = other(appliance=host, enrollment=enrollment)
+    assert agent.wish_of(wanted) == (
+        "e69e8b850b47a360d3d4a753c9b7e68fbbfa277262391118085d4f6ae5f71cfe"
+    )
+    waits = dataclasses.replace(enrollment, max_wait=7)
+    assert agent.wish_of(other(appliance=host, enrollment=waits)) == agent.wish_of(wanted)
+    assert agent.wish_of(other(appliance=host)) != agent.wish_of(wanted)
+
+
 def test_without_a_handshake_nothing_is_verified() -> None:
     plan = agent.decide(other(handshake="off"), after(0, JOURNEYS[0]), RUN)
     assert Step.VERIFY not in plan.steps(other(handshake="off"))
