@@ -3238,7 +3238,7 @@ class AdminApi:
         return _status(self._channel.get(f"/{_part(cert_id)}"))
 
     def revoke(self, cert_id: str, reason: int, message: str) -> None:
-        body: Document = {"reasonCode": reason, "reason": message}
+        body: Document = {"reasonCode": str(reason), "reason": message}  # text since 25.9
         _check_revoked(self._channel.write("POST", f"/revoke/{_part(cert_id)}", body))
 
     def find(self, profile: Profile, order: Order, known: Sequence[str]) -> str | None:

@@ -205,6 +205,25 @@ def test_propagation_can_fail_silently(login: Login) -> None:
         assert pair.out_of_sync == []
 
 
+@pytest.mark.parametrize("code", [None, 349, 457, 458])
+def test_a_standby_node_that_is_out_of_service(
+    pair: HaPair, login: Login, code: int | None
+) -> None:
+    """What it is told is carried out here, whatever the answer says."""
+    client = login(pair)
+    new = prepare(client)
+    pair.peer_is_dead, pair.peer_answer = True, code
+    assert told(post(client, SYNC, mode=["ssl"])) == (599, 3592)
+    answer = post(client, UPDATE, **new)
+    assert answer.status_code == (599 if code else 200)
+    assert served(pair) == pair.a.certkeys["www"].certificate
+    assert pair.a.certkeys["www"].cert == "new.crt"
+    assert pair.b.certkeys["www"].cert == "www.crt"
+    assert pair.out_of_sync == ["update ssl certKey www -cert new.crt -key new.key"]
+    pair.minute_passes()
+    assert f"{SSL_FOLDER}/new.key" not in pair.b.files
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_failover_at_a_request(pair: HaPair, login: Login, moment: str) -> None:
     client = login(pair.a)

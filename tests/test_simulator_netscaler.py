@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import datetime as dt
 import pathlib
 import re
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 from simulators.appliance import pooled_rsa_key
 from simulators.netscaler import NetScaler, Variant, VirtualServer, nitro_error, presented_chain
-from simulators.server import Fault, authority_pem
+from simulators.server import Fault, authority_pem, maintenance_page
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
@@ -906,6 +907,27 @@ def test_missing_files(
     response = client.send("GET", target)
     assert told(response) == (status, code or 0)
     assert "systemfile" not in response.json()
+
+
+def test_work_that_is_done_though_the_answer_says_otherwise(ns: NetScaler, client: Client) -> None:
+    told_fault = Fault("told", matches=lambda r: "save" in r.query, response=nitro_error(458))
+    ns.server.faults.append(told_fault)
+    ns.running.put(dataclasses.replace(ns.install("www", *R1.issue("a.example")), cert="b.crt"))
+    assert not ns.saved
+    assert told(client.send("POST", "/nsconfig?action=save", {"nsconfig": {}})) == (599, 458)
+    assert ns.saved
+
+
+def test_answers_have_a_date_and_can_be_rewritten(ns: NetScaler, client: Client) -> None:
+    ns.clock = lambda: dt.datetime(2027, 3, 1, 12, 30, tzinfo=dt.timezone.utc)
+    answered = client.send("GET", "/nsversion")
+    assert answered.headers["Date"] == "Mon, 01 Mar 2027 12:30:00 GMT"
+    ns.server.rewrite = lambda _, response: dataclasses.replace(response, body=b"\xff")
+    assert client.send("GET", "/nsversion").content == b"\xff"
+    ns.server.rewrite = lambda _, __: maintenance_page()
+    assert client.send("GET", "/nsversion").text.startswith("<!DOCTYPE html>")
+    ns.server.clock = None
+    assert "Date" not in client.send("GET", "/nsversion").headers
 
 
 def test_faults_and_the_log_of_requests(ns: NetScaler, client: Client) -> None:

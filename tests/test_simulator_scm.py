@@ -415,7 +415,10 @@ def test_unknown_id(client: Client, method: str, path: str, body: object) -> Non
 
 
 def test_unknown_path(scm: Scm, client: Client) -> None:
-    assert code_of(client.send("GET", f"{scm.url}/api/v2/certificates")) == (404, -1002)
+    """It gets as far as no API: what answers has errors of its own kind."""
+    response = client.send("GET", f"{scm.url}/api/v2/certificates")
+    told = {"status": 404, "error": "Not Found", "path": "/api/v2/certificates"}
+    assert (response.status_code, response.json()) == (404, told)
 
 
 def test_orders_of_another_account_are_not_to_be_seen(scm: Scm, client: Client) -> None:

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
 from simulators.ca import ChainStyle, general_name
-from simulators.scm import Scm
-from simulators.scm_admin import CertType, leaf_only, serial_number, whole
+from simulators.scm import Check, Scm
+from simulators.scm_admin import OLD_REVOKE, REVOKE, CertType, leaf_only, serial_number, whole
 from simulators.server import Fault, authority_pem
 
 START = dt.datetime(2027, 3, 1, 12, 30, 15, tzinfo=dt.timezone.utc)
@@ -195,9 +195,6 @@ def test_credentials_of_one_api_are_none_of_the_other(scm: Scm, client: Client) 
         ("PUT", "", {}, {}, 405),
         ("POST", "/1", {}, {}, 405),
         ("GET", "/enroll", None, {}, 405),
-        ("GET", "/unknown", None, {}, 404),
-        ("GET", "/collect/x", None, {}, 404),
-        ("GET", "/", None, {}, 404),
         ("POST", "/enroll", b"{}", {"Content-Type": "text/plain"}, 415),
         ("POST", "/enroll", {}, {"Accept": "text/html"}, 406),
         ("GET", "/collect/1", None, {"Accept": "application/json"}, 406),
@@ -217,6 +214,14 @@ def test_request_refused(
     client: Client, method: str, path: str, body: object, headers: dict[str, str], status: int
 ) -> None:
     assert code_of(client.call(method, path, body, **headers)) == (status, -1002)
+
+
+@pytest.mark.parametrize("path", ["/unknown", "/collect/x", "/"])
+def test_unknown_path(client: Client, path: str) -> None:
+    """It gets as far as no API: what answers has errors of its own kind."""
+    response = client.call("GET", path)
+    told = {"status": 404, "error": "Not Found", "path": f"/api/ssl/v1{path}"}
+    assert (response.status_code, response.json()) == (404, told)
 
 
 @pytest.mark.parametrize(
@@ -463,6 +468,27 @@ def test_pages(client: Client, query: str, expected: list[int]) -> None:
     response = client.good("GET", query)
     assert [ids.index(row["sslId"]) for row in response.json()] == expected
     assert response.headers["X-Total-Count"] == "3"
+
+
+def test_pages_may_be_shorter_than_asked_for(scm: Scm, client: Client) -> None:
+    ids = [client.enroll() for _ in range(3)]
+    scm.admin.page = 2
+    response = client.good("GET", "?size=200")
+    assert response.headers["X-Total-Count"] == "3"
+    assert [row["sslId"] for row in response.json()] == ids[:2]
+    assert client.ids("size=200&position=2") == ids[2:]
+
+
+def test_versions(scm: Scm, client: Client) -> None:
+    """Both have the same operations; a release may have only one of them."""
+    url = f"{scm.url}/api/ssl/v2/types"
+    first = client.call("GET", "/types")
+    assert client.send("GET", url, headers=LOGIN).json() == first.json()
+    scm.admin.versions = ("v2",)
+    assert client.send("GET", url, headers=LOGIN).status_code == 200
+    gone = client.call("GET", "/types")
+    told = {"status": 404, "error": "Not Found", "path": "/api/ssl/v1/types"}
+    assert (gone.status_code, gone.json()) == (404, told)
 
 
 def test_count(client: Client) -> None:
@@ -728,12 +754,18 @@ def test_private_certificates_are_not_replaced(scm: Scm, client: Client) -> None
 # ----- Revocation ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reason_code", [4, "4"])
+@pytest.mark.parametrize(
+    ("schema", "good", "wrong"), [(REVOKE, "4", 4), (OLD_REVOKE, 4, "4")], ids=["new", "old"]
+)
 @pytest.mark.parametrize("again", [-159, -102])
-def test_revoke(scm: Scm, client: Client, reason_code: object, again: int) -> None:
-    scm.admin.already_revoked = again
+def test_revoke(
+    scm: Scm, client: Client, schema: dict[str, Check], good: object, wrong: object, again: int
+) -> None:
+    scm.admin.already_revoked, scm.admin.revocation = again, schema
     ssl_id = client.enroll()
-    body = {"reasonCode": reason_code, "reason": "moved"}
+    body = {"reasonCode": wrong, "reason": "moved"}
+    assert code_of(client.call("POST", f"/revoke/{ssl_id}", body)) == (400, -1002)
+    body["reasonCode"] = good
     client.good("POST", f"/revoke/{ssl_id}", body, status=204)
     (order,) = scm.orders
     assert (order.revoked_reason, order.revoked_message) == (4, "moved")
@@ -748,7 +780,7 @@ def test_revoke_by_serial_number(scm: Scm, client: Client, change: Callable[[str
     client.good("POST", f"/replace/{ssl_id}", {"csr": NEW, "reason": "x"}, status=204)
     replaced, order = scm.orders
     assert replaced.leaf
-    body = {"reasonCode": 4, "reason": "moved"}
+    body = {"reasonCode": "4", "reason": "moved"}
     serial = change(serial_number(replaced.leaf))
     client.good("POST", f"/revoke/serial/{serial}", body, status=204)
     assert [order.status for order in scm.orders] == ["Revoked", "Issued"]
@@ -759,13 +791,13 @@ def test_revoke_by_serial_number(scm: Scm, client: Client, change: Callable[[str
 @pytest.mark.parametrize(
     ("body", "code"),
     [
-        ({"reasonCode": 4, "reason": "x"}, -102),
+        ({"reasonCode": "4", "reason": "x"}, -102),
         ({"reason": "x"}, -7),
-        ({"reasonCode": 4}, -7),
-        ({"reasonCode": 4, "reason": ""}, -1002),
-        ({"reasonCode": 2, "reason": "x"}, -1002),
+        ({"reasonCode": "4"}, -7),
+        ({"reasonCode": "4", "reason": ""}, -1002),
+        ({"reasonCode": "2", "reason": "x"}, -1002),
         ({"reasonCode": True, "reason": "x"}, -1002),
-        ({"reasonCode": 4, "reason": "x" * 513}, -1002),
+        ({"reasonCode": "4", "reason": "x" * 513}, -1002),
     ],
 )
 def test_revocation_refused(scm: Scm, client: Client, body: object, code: int) -> None:

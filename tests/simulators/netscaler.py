@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import datetime as dt
 import re
 import secrets
 import urllib.parse
@@ -90,6 +91,7 @@ class NetScaler(Appliance):
     def __init__(self, release: str = "13.1", variant: Variant | None = None) -> None:
         super().__init__(release, variant or Variant())
         self.server = HttpsServer(self.handle)
+        self.server.clock = self._time
         self.users: dict[str, User] = {}
         self.sessions: dict[str, Session] = {}
         self.session_limit = 20
@@ -108,6 +110,9 @@ class NetScaler(Appliance):
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _time(self) -> dt.datetime:
+        return self.clock()
 
     @property
     def host(self) -> str:

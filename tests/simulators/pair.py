@@ -14,6 +14,7 @@ virtual servers are the pair's: their addresses present what the active node has
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 from collections.abc import Iterable, Sequence
 
@@ -46,6 +47,9 @@ class Node(NetScaler):
         rows = super().carry_out(operation, partition, values)
         if not reached:
             self.pair.out_of_sync.append(operation.command(values))
+        if not reached and self.pair.peer_answer:
+            partition.refresh()
+            raise NitroError(self.pair.peer_answer)
         return rows
 
     def sync_files(self, modes: list[str]) -> None:
@@ -56,7 +60,10 @@ class Node(NetScaler):
 class HaPair:
     """Serves between ``start`` and ``stop``, or as a context manager; ``a`` begins as active.
 
-    ``out_of_sync`` has the commands that silently failed on the standby node (see Variant).
+    ``out_of_sync`` has the commands that were not carried out on the standby node (see Variant).
+    While the standby node is out of service (``peer_is_dead``) no command and no file gets there;
+    ``peer_answer`` is the code with which the active node then answers what it did carry out: 349,
+    457 or 458; None: it says nothing.
     """
 
     def __init__(self, release: str = "13.1", variant: Variant | None = None) -> None:
@@ -66,9 +73,12 @@ class HaPair:
         self.b.address, self.b.peer_address = self.a.peer_address, self.a.address
         self.b.virtual_servers = self.a.virtual_servers
         self.server = HttpsServer(self.handle)
+        self.server.clock = self._time
         self.out_of_sync: list[str] = []
         self.sync_busy = 0  # so many syncs are refused because another one runs
         self.sync_fails = False
+        self.peer_is_dead = False
+        self.peer_answer: int | None = None
 
     def __enter__(self) -> HaPair:  # noqa: PYI034 - Self needs Python 3.11
         self.start()
@@ -84,6 +94,9 @@ class HaPair:
     def stop(self) -> None:
         for each in (self.server, self.a, self.b):
             each.stop()
+
+    def _time(self) -> dt.datetime:
+        return self.primary.clock()
 
     @property
     def host(self) -> str:
@@ -148,6 +161,8 @@ class HaPair:
 
     def propagate(self, operation: Operation, partition: str, values: Values) -> bool:
         """Carry out a command on the standby node; tell whether it was possible."""
+        if self.peer_is_dead:
+            return False
         try:
             operation.work(self.secondary.partitions[partition], values)
         except NitroError:
@@ -160,7 +175,7 @@ class HaPair:
         if self.sync_busy:
             self.sync_busy -= 1
             raise NitroError(3591)
-        if self.sync_fails:
+        if self.sync_fails or self.peer_is_dead:
             raise NitroError(3592)
         if WITH_SSL & set(modes):
             self._copy_files()
@@ -168,7 +183,8 @@ class HaPair:
     def minute_passes(self) -> None:
         """Let the cron job copy the files."""
         with self.lock:
-            self._copy_files()
+            if not self.peer_is_dead:
+                self._copy_files()
 
     def _copy_files(self) -> None:
         """Copy what is in the SSL directories; what only the standby node has stays there."""

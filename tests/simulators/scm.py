@@ -52,15 +52,19 @@ REASON_CODES = (0, 1, 3, 4, 5)
 
 ERRORS = {
     0: "Being processed by Sectigo",
+    -1: "Unknown error",
+    -2: "Internal error",
     -3: "You are not authorized to perform this operation",
     -7: "{} is required but missing",
     -9: "The CSR is not valid Base-64 data",
     -10: "The CSR cannot be decoded",
     -11: "The CSR uses an unsupported algorithm",
     -13: "The CSR uses an unsupported key size: {}",
+    -14: "Unknown error while processing the request",
     -16: "Unknown user",
     -36: "The term {} is not valid for the profile",
     -62: "Mandatory custom field {} is missing",
+    -65: "Internal error. Please contact administrator",
     -102: "Only issued certificates could be revoked",
     -103: "The certificate has not been collected yet",
     -105: "Error while renewing, Status={}",
@@ -68,15 +72,21 @@ ERRORS = {
     "Please complete it before requesting a certificate.",
     -109: "The certificate is not available now, please try again later",
     -110: "The certificate is revoked and cannot be downloaded",
+    -111: "The profile is not valid for the request",
+    -129: "Connection error while applying for the certificate",
     -130: "The state of the certificate is not ISSUED",
     -138: "The CSR is not valid: {}",
+    -140: "CSR decoding is not available now. Please try again later",
     -141: "The key of the CSR is too small: {}",
     -159: "The certificate is already revoked",
     -169: "The certificate is not available, please contact administrator: {}",
     -170: "ECC keys are not allowed",
     -180: "The profile does not allow renew",
     -183: "The certificate is not collectable",
+    -195: "The CA is not available now. Please try again later",
+    -196: "Connection error while getting the list of validations",
     -639: "The organization {} is unknown",
+    -1001: "Parameter {} is null",
     -1002: "Cannot parse message body: {}",
     -1021: "The profile {} is unknown",
     -1023: "The profile {} is not available for the organization",
@@ -96,6 +106,10 @@ class ScmError(Exception):
         self.description = ERRORS[code].format(*arguments)
         self.status = 404 if code == -5101 else status
         super().__init__(f"{code} {self.description}")
+
+
+# "Try later", whatever the HTTP status says.
+PASSING = (-1, -2, -14, -65, -129, -140, -195, -196)
 
 
 # ----- Order book ---------------------------------------------------------------------------------
@@ -450,6 +464,16 @@ def answer(status: int, value: object = None, **headers: str) -> Response:
     return Response(status, json.dumps(value).encode(), {"Content-Type": JSON, **headers})
 
 
+def scm_error(code: int, *arguments: object, status: int = 400) -> Response:
+    """Return the answer with which SCM refuses, for faults in tests."""
+    return refusal(ScmError(code, *arguments, status=status))
+
+
+def no_such_path(path: str) -> Response:
+    """Return what the server before the APIs says of a path that none of them has."""
+    return answer(404, {"status": 404, "error": "Not Found", "path": path})
+
+
 def refusal(error: ScmError) -> Response:
     return answer(error.status, {"code": error.code, "description": error.description})
 
@@ -709,6 +733,7 @@ class Scm(Orders):
         self._clients: dict[str, tuple[str, object]] = {}
         self._tokens: dict[str, Token] = {}
         self.server = HttpsServer(self.handle)
+        self.server.clock = self._time
         self.authorization_uri: str | None = None
         self.admin = AdminApi(self)
         self.fronts: dict[str, Callable[[Request], Response]] = {
@@ -728,6 +753,9 @@ class Scm(Orders):
         trace: TracebackType | None,
     ) -> None:
         self.server.stop()
+
+    def _time(self) -> dt.datetime:
+        return self.now()
 
     @property
     def url(self) -> str:
@@ -757,7 +785,7 @@ class Scm(Orders):
                     return front(request)
                 except ScmError as error:
                     return refusal(error)
-        return refusal(ScmError(-1002, "no such path", status=404))
+        return no_such_path(request.path)
 
     def shown_status(self, order: Order) -> str:
         """Return the status that the APIs tell."""

@@ -42,6 +42,7 @@ from simulators.scm import (
     is_name_list,
     is_text_map,
     key_size,
+    no_such_path,
     one_of,
     read_body,
     read_csr,
@@ -52,7 +53,7 @@ from simulators.server import Request, Response
 if TYPE_CHECKING:
     from simulators.scm import Scm
 
-ADMIN_PATH = "/api/ssl/v1"
+ADMIN_PATH = "/api/ssl"
 OCTETS = "application/octet-stream"
 LARGEST_PAGE = 200
 DATE_FORMATS = {"": "%m/%d/%Y", "ISO_HMS": "%Y-%m-%d %H:%M:%S"}
@@ -234,10 +235,11 @@ REPLACE: dict[str, Check] = {
     "subjectAlternativeNames": is_name_list,
 }
 REVOKE: dict[str, Check] = {
-    # A number up to 25.5, a string in 25.9.
-    "reasonCode": one_of(*REASON_CODES, *map(str, REASON_CODES)),
+    "reasonCode": one_of(*map(str, REASON_CODES)),  # since 25.9
     "reason": text(1, 512),
 }
+EITHER_CODE = one_of(*REASON_CODES, *map(str, REASON_CODES))
+OLD_REVOKE = {**REVOKE, "reasonCode": one_of(*REASON_CODES)}  # up to 25.5
 DECIDE: dict[str, Check] = {"message": text(1, 512)}
 
 # Older clients send these fields, which are gone.
@@ -320,12 +322,17 @@ class Operation:
 def pattern(template: str) -> re.Pattern[str]:
     """Return what matches a path with {names} in it; an {id} is a number."""
     digits = template.replace("{id}", "(?P<id>[0-9]+)")
-    return re.compile(ADMIN_PATH + re.sub(r"\{([a-z]+)\}", r"(?P<\1>[^/]+)", digits))
+    return re.compile(
+        f"{ADMIN_PATH}/(?P<version>v[12])" + re.sub(r"\{([a-z]+)\}", r"(?P<\1>[^/]+)", digits)
+    )
 
 
 class AdminApi:
     """The SSL operations of the Admin API.
 
+    - ``versions``: those under which the operations are found; 26.7 has v2 only;
+    - ``revocation``: what a revocation takes; up to 25.5 the reasonCode was a number;
+    - ``page``: no page of the list is longer, whatever ``size`` says;
     - ``organizations``: their ids; ``types``: what can be ordered for them;
     - ``pending_codes``: how a certificate that is not there yet is announced; they take turns;
     - ``already_revoked``: the code for a second revocation, -159 or -102;
@@ -337,6 +344,9 @@ class AdminApi:
 
     def __init__(self, scm: Scm) -> None:
         self.scm = scm
+        self.versions: Sequence[str] = ("v1", "v2")
+        self.revocation = dict(REVOKE)
+        self.page = LARGEST_PAGE
         self.organizations = [1]
         self.types = [CertType()]
         self.pending_codes: Sequence[int] = (0, -1400, -183)
@@ -382,7 +392,10 @@ class AdminApi:
     def handle(self, request: Request) -> Response:
         if not self._knows(request):
             return self.scm.unauthorized()
-        path, operations = self._route(request.path)
+        route = self._route(request.path)
+        if route is None:
+            return no_such_path(request.path)
+        path, operations = route
         if request.method not in operations:
             error = {"code": -1002, "description": f"Method {request.method} is not supported"}
             return answer(405, error, Allow=", ".join(operations))
@@ -413,7 +426,7 @@ class AdminApi:
         if call.query.get("status", "Issued") not in STATUSES:
             raise ScmError(-1002, "status")
         found = [entry for entry in self._entries.values() if self._fits(entry, call.query)]
-        page = found[position : position + size]
+        page = found[position : position + min(size, self.page)]
         rows = [row(entry, self._seen(entry)) for entry in page]
         return answer(200, rows, **{"X-Total-Count": str(len(found))})
 
@@ -536,11 +549,12 @@ class AdminApi:
         password = self._logins.get((headers.get("customeruri"), headers.get("login")))
         return password is not None and headers.get("password") == password
 
-    def _route(self, path: str) -> tuple[re.Match[str], Mapping[str, Operation]]:
+    def _route(self, path: str) -> tuple[re.Match[str], Mapping[str, Operation]] | None:
         for route, operations in self.routes.items():
-            if found := route.fullmatch(path):
+            found = route.fullmatch(path)
+            if found and found["version"] in self.versions:
                 return found, operations
-        raise ScmError(-1002, "no such path", status=404)
+        return None
 
     def _body(
         self, call: Call, schema: Mapping[str, Check], required: Sequence[str]
@@ -624,7 +638,8 @@ class AdminApi:
         return self._enter(order, entry.kind, entry.org_id)
 
     def _revoked(self, call: Call, order: Order) -> Response:
-        body = self._body(call, REVOKE, ["reason"] if self.lenient else ["reasonCode", "reason"])
+        schema = {**REVOKE, "reasonCode": EITHER_CODE} if self.lenient else self.revocation
+        body = self._body(call, schema, ["reason"] if self.lenient else ["reasonCode", "reason"])
         if order.status == "Revoked":
             raise ScmError(self.already_revoked)
         self.scm.revoke(order, int(body.get("reasonCode", 0)), body["reason"])

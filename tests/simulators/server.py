@@ -6,7 +6,9 @@ A simulator is a function from Request to Response. Around it this server offers
 - ``faults``: a list of Fault; the first one whose number or matcher fits a request is applied;
 - ``refuse`` and ``accept``: close the port and open it again; ``refuse_after``: close it by itself
   once so many requests were answered;
-- ``before`` and ``after``: hooks called around the work of each request;
+- ``before`` and ``after``: hooks called around the work of each request; ``rewrite``: makes of an
+  answer what is sent instead;
+- ``clock``: what the header ``Date`` says; none is sent without one;
 - ``latency``: seconds added to each request.
 
 All TLS is real. The certificate is made once per process by a throwaway authority, whose PEM is
@@ -18,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
+import email.utils
 import functools
 import http.client
 import http.server
@@ -72,8 +75,9 @@ class Fault:
     ``kind``: ``status`` (answer ``response`` and do no work), ``reset`` (connection reset before
     the work), ``lost`` (the work is done, then the connection is reset), ``hang`` (no answer for
     ``seconds``, no work), ``garbage`` (an answer that is no JSON, no work), ``garbled`` (the work
-    is done, the answer is no JSON). ``number`` counts all requests from 1; ``matches`` looks at
-    the request; both must fit when both are given.
+    is done, the answer is no JSON), ``told`` (the work is done, the answer is ``response``).
+    ``number`` counts all requests from 1; ``matches`` looks at the request; both must fit when both
+    are given.
     """
 
     kind: str
@@ -103,6 +107,12 @@ def _key_usage() -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def maintenance_page(status: int = 200) -> Response:
+    """Return the page that something in front of a server shows instead of its answers."""
+    page = b"<!DOCTYPE html><html><title>Scheduled maintenance</title><p>We are back soon.</html>"
+    return Response(status, page, {"Content-Type": "text/html; charset=utf-8"})
 
 
 @functools.cache
@@ -184,6 +194,8 @@ class HttpsServer:
         self.faults: list[Fault] = []
         self.before: Callable[[Request], None] | None = None
         self.after: Callable[[Request], None] | None = None
+        self.rewrite: Callable[[Request, Response], Response] | None = None
+        self.clock: Callable[[], dt.datetime] | None = None
         self.latency = 0.0
         self.refuse_after: int | None = None
         self.certificate, key = server_certificate()
@@ -352,7 +364,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if owner.refuse_after is not None and request.number >= owner.refuse_after:
             owner.refuse()
             self.close_connection = True
-        self._send(Response(response.status, b"<html>garbage") if kind == "garbled" else response)
+        if owner.rewrite:
+            response = owner.rewrite(request, response)
+        self._send(self._told(fault, response))
+
+    @staticmethod
+    def _told(fault: Fault | None, response: Response) -> Response:
+        """Return what is answered after the work was done."""
+        if fault and fault.kind == "garbled":
+            return Response(response.status, b"<html>garbage")
+        return fault.response if fault and fault.kind == "told" else response
 
     def _drop(self) -> None:
         self.close_connection = True
@@ -361,6 +382,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _send(self, response: Response) -> None:
         reason = response.reason or http.client.responses.get(response.status, "Unknown")
         self.send_response_only(response.status, reason)
+        if (clock := self.server.owner.clock) and "Date" not in response.headers:
+            self.send_header("Date", email.utils.format_datetime(clock(), usegmt=True))
         for name, value in response.headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(response.body)))
