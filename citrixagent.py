@@ -174,6 +174,9 @@ _SHORT_STAMP = "-tkq3zk0.key"  # the same where the path leaves less room
 _PATH_LIMIT = 63
 _CERTKEY_LIMIT = 31  # what every release takes; newer ones take 63
 _COMMON_NAME_LIMIT = 64  # X.520, ub-common-name
+_BUILT_IN = re.compile(
+    r"ns-.+-certificate", re.IGNORECASE
+)  # what the appliance itself is served by
 _CERTKEY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_#. :@=-]*(?<! )")
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]*\]|[^][:]+)(?::(.*))?")
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
@@ -814,6 +817,8 @@ def _check_certkey(text: str) -> str:
             "must begin with a letter, digit or _ and hold only letters, digits and _ # . : @ = - "
             "or spaces"
         )
+    if _BUILT_IN.fullmatch(text):
+        raise ValueError("names a certkey of the appliance's own: choose another name")
     return text
 
 
@@ -1041,23 +1046,68 @@ def parse_profile(
     return profile
 
 
-def twins(profiles: Iterable[Profile]) -> dict[str, str]:
-    """Return, by profile, what is wrong where two profiles ask for one certkey on one appliance."""
-    owners: dict[tuple[str, int, str, str], set[str]] = {}
+@dataclasses.dataclass(frozen=True)
+class _Claim:
+    """What one profile alone may ask of an appliance: the key that does, and words for it."""
+
+    thing: tuple[str, ...]
+    key: str
+    what: str
+    others: str  # what the other profiles do with it, and the remedy; {} is where they are named
+
+
+def _claims(profile: Profile) -> Iterator[_Claim]:
+    if profile.certkey:
+        what = f'the certkey "{profile.certkey}"'
+        yield _Claim((profile.certkey,), "certificate.name", what, "is also that of {}")
+    family = profile.key_family
+    for index, server in enumerate(profile.virtual_servers):
+        key, what = f"virtual_servers[{index}]", f'the virtual server "{server.name}"'
+        if server.name and not server.sni:
+            others = (
+                f"is also to have the {family} certificate of {{}}: it has room for one: leave "
+            )
+            others += "it out of all but one, or use sni: true"
+            yield _Claim((server.name, family), key, what, others)
+        for name in sorted(profile.names) if server.name and server.sni else ():
+            others = (
+                f"is also to have the {family} certificate for {name} of {{}}: it has room for "
+            )
+            others += "one: leave it, or the name, out of all but one"
+            yield _Claim((server.name, family, name), key, what, others)
+
+
+def _placed_claims(profile: Profile) -> Iterator[tuple[tuple[object, ...], str, _Claim]]:
+    appliance = profile.appliance
+    if appliance.host:  # else it is broken already
+        for place, claim in itertools.product(appliance.addresses, _claims(profile)):
+            yield (*place, appliance.partition, claim.thing), place[0], claim
+
+
+def twins(profiles: Iterable[Profile]) -> dict[str, list[str]]:
+    """Return, by profile, what is wrong where two ask for one certkey, or for one place to bind to.
+
+    A virtual server has room for one default certificate of each kind of key, and for one SNI
+    certificate of each for a name. Where the certkey is one, only that is told.
+    """
+    profiles = list(profiles)
+    owners: dict[tuple[object, ...], dict[str, str]] = {}
     for profile in profiles:
-        appliance = profile.appliance
-        if not (appliance.host and profile.certkey):
-            continue  # broken already
-        for host, port in appliance.addresses:
-            place = (host, port, appliance.partition, profile.certkey)
-            owners.setdefault(place, set()).add(profile.name)
-    return {
-        name: f'the certkey "{certkey}" on {host} is also that of '
-        + ", ".join(sorted(names - {name}))
-        for (host, _, _, certkey), names in owners.items()
-        if len(names) > 1
-        for name in names
-    }
+        for where, _, _ in _placed_claims(profile):
+            owners.setdefault(where, {})[profile.name] = profile.certkey
+    found: dict[str, dict[str, str]] = {}
+    for profile in profiles:
+        for where, host, claim in _placed_claims(profile):
+            others = {
+                name
+                for name, certkey in owners[where].items()
+                if certkey != profile.certkey or claim.key == "certificate.name"
+            }
+            if others := others - {profile.name}:
+                listed = claim.others.format(", ".join(sorted(others)))
+                text = f"{claim.key}: {claim.what} on {host} {listed}"
+                found.setdefault(profile.name, {}).setdefault(claim.key, text)
+    return {name: list(texts.values()) for name, texts in found.items()}
 
 
 # ----- 5. Certificates ------------------------------------------------------------------------
@@ -3605,8 +3655,7 @@ class Home:
         shared = twins(profile for profile in read.values() if profile)
         loaded = Loaded()
         for path, profile in read.items():
-            if path.stem in shared:
-                problems[path].append(f"{path}: certificate.name: {shared[path.stem]}")
+            problems[path] += [f"{path}: {text}" for text in shared.get(path.stem, ())]
             if profile and not problems[path]:
                 loaded.profiles.append(profile)
             else:

@@ -434,7 +434,7 @@ def test_list_has_its_shape_whatever_happens(stranger: Lab) -> None:
 
 def test_list_hides_nothing_because_of_one_record(lab: Lab) -> None:
     lab.write_profile()
-    lab.write_profile("two", certificate=lab.certificate(name="two"))
+    lab.write_profile("two", certificate=lab.certificate(key_type="RSA-2048"))
     record = lab.write("state/profile-two.json", "{")
     outcome = lab.json("list")
     assert outcome.exit_code == 1

@@ -6,7 +6,8 @@ import dataclasses
 import itertools
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pytest
 import yaml
@@ -40,6 +41,7 @@ PROXY = "must be an address such as http://proxy.example.com:3128"
 CERTKEY = (
     "must begin with a letter, digit or _ and hold only letters, digits and _ # . : @ = - or spaces"
 )
+BUILT_IN = "names a certkey of the appliance's own: choose another name"
 COUNTRY = "must be a country code of two letters, such as GB"
 FINGERPRINT_FORM = "must be a SHA-256 fingerprint: 64 hex digits, colons allowed"
 DIRECTORY = "must be an absolute path on the appliance"
@@ -477,6 +479,9 @@ CERTIFICATE: Table = [
     ("space at the end of a certkey", {"name": "www "}, f"certificate.name: {CERTKEY}"),
     ("quote in certkey", {"name": "www'"}, f"certificate.name: {CERTKEY}"),
     ("certkey starts with -", {"name": "-www"}, f"certificate.name: {CERTKEY}"),
+    ("management certkey", {"name": "ns-server-certificate"}, f"certificate.name: {BUILT_IN}"),
+    ("certkey of trust", {"name": "ns-sftrust-certificate"}, f"certificate.name: {BUILT_IN}"),
+    ("certkey of a release to come", {"name": "NS-x-certificate"}, f"certificate.name: {BUILT_IN}"),
     ("country", {"country": "GBR"}, f"certificate.country: {COUNTRY}"),
     ("country in digits", {"country": "44"}, f"certificate.country: {COUNTRY}"),
     ("e-mail", {"email": "pki.example.com"}, "certificate.email: must be an e-mail address"),
@@ -724,6 +729,39 @@ def wrong_twins(lab: Lab) -> None:
     lab.write_yaml(WWW, {**yaml.safe_load((lab.home / WWW).read_text()), "wibble": 1})
 
 
+def rival(
+    lab: Lab,
+    name: str,
+    *,
+    host: str = "ns1.example.com",
+    partition: str | None = None,
+    key_type: str = "RSA-2048",
+    names: Sequence[str] = (),
+    **servers: bool,
+) -> None:
+    """Write a profile with a certkey of its own; of a virtual server is told whether for SNI."""
+    block = lab.citrix(host=host, partition=partition, ssl_directory="/nsconfig/ssl")
+    wanted = {
+        "common_name": f"{name}.example.com",
+        "subject_alternative_names": list(names),
+        "key_type": key_type,
+    }
+    lab.write_profile(
+        name,
+        citrix=block,
+        virtual_servers=[
+            {"name": server, "type": "load_balancing", "sni": sni}
+            for server, sni in servers.items()
+        ],
+        certificate=lab.certificate(**wanted),
+    )
+
+
+def rivals(lab: Lab, **profiles: Mapping[str, Any]) -> None:
+    for name, changes in profiles.items():
+        rival(lab, name, **changes)
+
+
 def endings(lab: Lab) -> None:
     lab.write_profile()
     lab.write_yaml("profiles/www.yml", lab.profile())
@@ -768,6 +806,14 @@ def _rows(write: Callable[..., None], file: str, table: Table) -> Iterator[Row]:
         yield Row(f"{write.__name__}: {name}", write, changes, lines)
 
 
+ROOM = (
+    'the virtual server "vs_www" on ns1.example.com is also to have the {} certificate of {}: it '
+    "has room for one: leave it out of all but one, or use sni: true"
+)
+ROOM_FOR_NAME = (
+    'the virtual server "vs_www" on ns1.example.com is also to have the RSA certificate for '
+    "a.example.com of {}: it has room for one: leave it, or the name, out of all but one"
+)
 SHARED = 'certificate.name: the certkey "shared" on ns1.example.com is also that of'
 FILES = [
     Row(
@@ -815,6 +861,44 @@ FILES = [
             f"profiles/api.yaml: {SHARED} www",
             "profiles/www.yaml: wibble: unknown key",
             f"profiles/www.yaml: {SHARED} api",
+        ],
+    ),
+    Row(
+        "one default certificate of two profiles",
+        rivals,
+        {
+            "api": {"vs_api": False, "vs_www": False},
+            "www": {"host": "NS1.example.com:443", "vs_www": False, "key_type": "RSA-4096"},
+        },
+        [
+            f"profiles/api.yaml: virtual_servers[1]: {ROOM.format('RSA', 'www')}",
+            f"profiles/www.yaml: virtual_servers[0]: {ROOM.format('RSA', 'api')}",
+        ],
+    ),
+    Row(
+        "one default certificate of three profiles, one of them for a pair",
+        rivals,
+        {
+            "api": {"vs_www": False, "key_type": "ECDSA-P256"},
+            "ftp": {"vs_www": False, "key_type": "ECDSA-P384", "host": ["ns2", "ns1.example.com"]},
+            "www": {"vs_www": False, "key_type": "ECDSA-P256"},
+        },
+        [
+            f"profiles/api.yaml: virtual_servers[0]: {ROOM.format('ECDSA', 'ftp, www')}",
+            f"profiles/ftp.yaml: virtual_servers[0]: {ROOM.format('ECDSA', 'api, www')}",
+            f"profiles/www.yaml: virtual_servers[0]: {ROOM.format('ECDSA', 'api, ftp')}",
+        ],
+    ),
+    Row(
+        "one SNI certificate of two profiles",
+        rivals,
+        {
+            "api": {"vs_www": True, "names": ["www.example.com", "a.example.com"]},
+            "www": {"vs_www": True, "names": ["a.example.com"]},
+        },
+        [
+            f"profiles/api.yaml: virtual_servers[0]: {ROOM_FOR_NAME.format('www')}",
+            f"profiles/www.yaml: virtual_servers[0]: {ROOM_FOR_NAME.format('api')}",
         ],
     ),
     Row(
@@ -986,7 +1070,7 @@ def test_what_is_right_is_accepted(
 
 def test_a_broken_profile_fails_while_another_is_handled(lab: Lab) -> None:
     lab.write_profile()
-    lab.write_profile("api", certificate=lab.certificate(country="GBR"))
+    lab.write_profile("api", certificate=lab.certificate(country="GBR", key_type="RSA-2048"))
     told = lab.json("run")
     assert (told.exit_code, told.profile("www")["outcome"]) == (1, "enrolled")
     assert told.profile("api")["outcome"] == "failed"
@@ -1006,6 +1090,23 @@ def test_only_named_profiles_and_their_appliances_are_read(lab: Lab) -> None:
     outcome = lab.json("run", "www")
     assert outcome.exit_code == 0
     assert [each["profile"] for each in outcome.document()["profiles"]] == ["www"]
+
+
+def test_one_virtual_server_has_room_for_certificates_that_differ(home: Lab) -> None:
+    """By kind of key, for SNI or not, by their names, by appliance, by partition."""
+    port, ecdsa = home.appliance.server.port, {"key_type": "ECDSA-P256"}
+    here = {"host": f"127.0.0.1:{port}", "vs_www": False}
+    rivals(
+        home,
+        rsa=here,
+        ecdsa={**here, **ecdsa},
+        named={**here, "vs_www": True, "names": ["a.example.com"]},
+        other_name={**here, "vs_www": True, "names": ["b.example.com"]},
+        other_kind={**here, **ecdsa, "vs_www": True, "names": ["a.example.com"]},
+        elsewhere={**here, "host": f"localhost:{port}"},
+        tenant={**here, "partition": "tenant-a"},
+    )
+    assert home("run", "--dry-run").exit_code != 3
 
 
 def test_one_certkey_name_on_two_appliances_is_fine(home: Lab) -> None:
@@ -1069,7 +1170,8 @@ def test_a_certkey_is_named_like_its_profile(home: Lab) -> None:
     """What is too long is cut and told apart by a hash; 31 characters are kept."""
     names = ["www", "x" * 31, f"{'x' * 31}-one", f"{'x' * 31}-two"]
     for name in names:
-        home.write_profile(name)
+        server = {"name": f"vs_{name}", "type": "load_balancing"}
+        home.write_profile(name, virtual_servers=[server])
     outcome = home.json("run", "--dry-run")
     certkeys = [outcome.profile(name)["certkey"] for name in names]
     assert certkeys[:2] == names[:2]

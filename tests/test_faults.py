@@ -120,9 +120,8 @@ def test_an_unreachable_appliance_costs_only_its_own_profiles(lab: Lab) -> None:
 def test_a_silent_appliance_costs_one_time_out(lab: Lab) -> None:
     lab.appliance.server.faults.append(Fault("hang", times=99, seconds=20))
     for name in ("a", "b", "c"):
-        lab.write_profile(
-            name, citrix=lab.citrix(timeout=1), certificate=lab.certificate(name=name)
-        )
+        server = {"name": f"vs_{name}", "type": "load_balancing"}
+        lab.write_profile(name, citrix=lab.citrix(timeout=1), virtual_servers=[server])
     start = time.monotonic()
     outcome = lab.json("run")
     assert time.monotonic() - start < 3
@@ -720,32 +719,17 @@ def test_a_file_that_was_half_written_makes_room(lab: Lab) -> None:
     assert int(serial_of(lab), 16) == int(lab.record()["installed"]["serial"], 16)
 
 
-def test_the_second_of_two_new_profiles_for_one_virtual_server_is_not_ordered(lab: Lab) -> None:
-    lab.write_profile("a", certificate=lab.certificate(name="a"))
-    lab.write_profile("b", certificate=lab.certificate(name="b"))
-    for _ in range(2):
-        error = lab.json("run").profile("b")["error"]
-        assert (error["kind"], error["message"]) == (
-            "state",
-            'the virtual server "vs_www" holds the certkey "a" already: unbind it, or replace it '
-            "with citrixagent.py enroll --force b",
-        )
-    assert len(lab.scm.orders) == 1
-    rsa = lab.certificate(name="c", key_type="RSA-2048")
-    lab.write_profile("c", certificate=rsa)
-    assert lab.json("run").profile("c")["outcome"] == "enrolled"
-
-
-def test_who_ordered_first_gets_the_virtual_server(lab: Lab) -> None:
-    lab.scm.approval = "manual"
-    lab.write_profile("b", certificate=lab.certificate(name="b"), enrollment={"max_wait": 0})
-    assert lab("run").exit_code == 5
-    lab.write_profile("a", certificate=lab.certificate(name="a"))
-    lab.scm.orders[0].approve()
+def test_a_virtual_server_that_two_profiles_want_stops_both_and_no_other(lab: Lab) -> None:
+    lab.appliance.add_virtual_server("vs_api", "load_balancing")
+    for name in ("a", "b"):
+        lab.write_profile(name, certificate=lab.certificate(name=name))
+    lab.write_profile("c", virtual_servers=[{"name": "vs_api", "type": "load_balancing"}])
+    lab.write_profile("d", certificate=lab.certificate(key_type="RSA-2048"))
     outcome = lab.json("run")
-    assert outcome.profile("a")["error"]["kind"] == "state"
-    assert outcome.profile("b")["outcome"] == "enrolled"
-    assert len(lab.scm.orders) == 1
+    kinds = {name: (outcome.profile(name)["error"] or {}).get("kind") for name in "abcd"}
+    assert kinds == {"a": "config", "b": "config", "c": None, "d": None}
+    assert {order.names[0] for order in lab.scm.orders} == {"www.example.com"}
+    assert len(lab.scm.orders) == 2
 
 
 def test_a_key_that_takes_too_long_is_one_profiles_failure(lab: Lab) -> None:

@@ -917,7 +917,8 @@ def test_an_appliance_that_is_silent_costs_its_own_profiles_only(estate: Estate)
     gone.server.faults.append(Fault("hang", times=99, seconds=20))
     for name in ("c", "d"):
         block = estate.lab.citrix(host=gone.host, timeout=2)
-        estate.lab.write_profile(name, citrix=block, certificate=estate.lab.certificate(name=name))
+        server = {"name": f"vs_{name}", "type": "load_balancing"}
+        estate.lab.write_profile(name, citrix=block, virtual_servers=[server])
     estate.lab.write_profile("a", citrix=estate.lab.citrix(host=gone.host, timeout=2))
     start = time.monotonic()
     outcome = estate.lab.json("run")
