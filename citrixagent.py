@@ -25,7 +25,9 @@ The file reads bottom-up: a name is defined before it is used.
 12. Execution      one profile: observe, decide, apply step by step
 13. Passes         two passes over the profiles of an appliance; all appliances
 14. Report         lines, JSON, exit code
-15. Command line   options and commands
+15. Session        one command, from its options to its exit code
+16. Discovery      profiles for the certificates that appliances already have
+17. Command line   options and commands
 """
 
 from __future__ import annotations
@@ -1114,6 +1116,15 @@ def twins(profiles: Iterable[Profile]) -> dict[str, list[str]]:
 
 _PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 _CURVES = {"secp256r1": "ECDSA-P256", "secp384r1": "ECDSA-P384"}
+_SUBJECT_KEYS = {  # of a profile, by object identifier and by the appliance's word
+    **dict.fromkeys(("2.5.4.10", "O"), "organization"),
+    **dict.fromkeys(("2.5.4.11", "OU"), "organizational_unit"),
+    **dict.fromkeys(("2.5.4.7", "L"), "locality"),
+    **dict.fromkeys(("2.5.4.8", "ST", "S"), "state"),
+    **dict.fromkeys(("2.5.4.6", "C"), "country"),
+    **dict.fromkeys(("1.2.840.113549.1.9.1", "emailAddress"), "email"),
+}
+_SUBJECT_PART = re.compile(r"(?:^|[,/])\s*(?=(?:C|ST|S|L|O|OU|CN|emailAddress)\s*=)")
 
 
 def _load(data: bytes) -> x509.Certificate:
@@ -1212,6 +1223,34 @@ def read_chain(pem: str) -> tuple[Certificate, ...]:
     if not blocks:
         raise ValueError("no certificate")
     return tuple(map(read_certificate, blocks))
+
+
+def subject_fields(certificate: Certificate, words: str) -> Document:
+    """Return a subject under a profile's keys, of several values the first.
+
+    ``words`` is the subject as the appliance tells it, for where the certificate is not at hand.
+    """
+    if certificate.pem:
+        subject = _load(certificate.pem.encode()).subject
+        pairs = [(part.oid.dotted_string, str(part.value)) for part in subject]
+    else:
+        parts = [part.partition("=") for part in _SUBJECT_PART.split(words)]
+        pairs = [(key.strip(), value.strip()) for key, _, value in parts]
+    known = [(_SUBJECT_KEYS[key], value) for key, value in pairs if key in _SUBJECT_KEYS]
+    return dict(reversed(known))
+
+
+def other_names(certificate: Certificate) -> int:
+    """Return how many alternative names are neither DNS names nor IP addresses."""
+    from cryptography import x509
+
+    kinds = (x509.DNSName, x509.IPAddress)
+    try:
+        extensions = _load(certificate.pem.encode()).extensions
+        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):
+        return 0
+    return sum(not isinstance(name, kinds) for name in names)
 
 
 def covers(held: Iterable[str], wanted: Iterable[str]) -> bool:
@@ -2314,6 +2353,7 @@ class CertKey:
     common_name: str
     names: tuple[str, ...]  # empty before 14.1, which does not tell them
     form: str  # PEM, DER or PFX
+    subject: str  # a distinguished name in the appliance's words
 
     @property
     def key_family(self) -> str:
@@ -2395,6 +2435,7 @@ def _certkey(row: Document) -> CertKey:
         common_name=common_name_in(str(row.get("subject") or "")).lower(),
         names=_row_names(row),
         form=str(row.get("inform") or "PEM").upper(),
+        subject=str(row.get("subject") or "").strip(),
     )
 
 
@@ -3594,12 +3635,44 @@ class DiskSource:
         return _first_line(done.stdout.decode(errors="replace"))
 
 
+def _yaml_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    found = [path for path in folder.glob("*.y*ml") if path.suffix in {".yaml", ".yml"}]
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def _without_ending(name: str) -> str:
+    return name.removesuffix(".yaml").removesuffix(".yml")
+
+
 @dataclasses.dataclass
 class Loaded:
     """What the configuration files gave: usable profiles, and problems by profile."""
 
     profiles: list[Profile] = dataclasses.field(default_factory=list)
     broken: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    read: list[Profile] = dataclasses.field(default_factory=list)  # broken ones, too
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """An appliance of the configuration, and how a profile names it.
+
+    ``citrix`` is the name of a file in appliances/, or a block without its password.
+    """
+
+    name: str
+    appliance: Appliance
+    citrix: str | Document
+
+
+def _each_once(sites: Iterable[Site]) -> list[Site]:
+    """Leave out the sites that lead to an appliance and partition that another one leads to."""
+    found: list[Site] = []
+    for site in sites:
+        same = [other for other in found if other.appliance.partition == site.appliance.partition]
+        if not any(other.appliance.addresses & site.appliance.addresses for other in same):
+            found.append(site)
+    return found
 
 
 class Home:
@@ -3629,8 +3702,7 @@ class Home:
         """Return the files of the named profiles, or of all; UsageError where there is no such."""
         if wanted:
             return list(dict.fromkeys(self._find(name) for name in wanted))
-        found = [path for path in self._folder.glob("*.y*ml") if path.suffix in {".yaml", ".yml"}]
-        return sorted(path for path in found if not path.name.startswith("."))
+        return _yaml_files(self._folder)
 
     def _find(self, name: str) -> pathlib.Path:
         folder = self._folder
@@ -3653,7 +3725,7 @@ class Home:
                 text = f"{path}: another profile is named {path.stem} as well: rename one"
                 problems[path].append(text)
         shared = twins(profile for profile in read.values() if profile)
-        loaded = Loaded()
+        loaded = Loaded(read=[profile for profile in read.values() if profile])
         for path, profile in read.items():
             problems[path] += [f"{path}: {text}" for text in shared.get(path.stem, ())]
             if profile and not problems[path]:
@@ -3685,6 +3757,44 @@ class Home:
         appliance, found = self._appliances[name]
         problems.extend(found)
         return appliance
+
+    def sites(self, wanted: Sequence[str]) -> tuple[list[Site], list[str]]:
+        """Return the named files in appliances/, or all and the appliances of the profiles.
+
+        Each appliance stands once. What is wrong with files in appliances/ is returned as well;
+        UsageError where a named one does not exist.
+        """
+        files = _yaml_files(self.path / "appliances")
+        stems = [path.stem for path in files]
+        names = [_without_ending(name) for name in wanted]
+        if missing := [name for name in names if name not in stems]:
+            hint = _did_you_mean(missing[0], stems)
+            folder = self.path / "appliances"
+            raise click.UsageError(f'there is no appliance "{missing[0]}" in {folder}{hint}')
+        found, problems = list[Site](), list[str]()
+        for name in dict.fromkeys(names or stems):
+            appliance, wrong = self._load_appliance(name)
+            self._redactor.add(appliance.password.value)
+            problems += wrong
+            found += [] if wrong else [Site(name, appliance, name)]
+        for path in [] if wanted else self.profile_files([]):
+            found += self._own_site(path)
+        return _each_once(found), problems
+
+    def _own_site(self, path: pathlib.Path) -> list[Site]:
+        """Return the appliance of a profile's own block; none where that is broken."""
+        source, problems = DiskSource(path, self._redactor), list[str]()
+        try:
+            document = source.document()
+        except ValueError:
+            return []
+        block = document.get("citrix") if isinstance(document, dict) else None
+        if not isinstance(block, dict):
+            return []
+        appliance = parse_appliance(Section(block, source, problems))
+        self._redactor.add(appliance.password.value)
+        told = {key: value for key, value in block.items() if key != "password"}
+        return [] if problems else [Site(appliance.host, appliance, told)]
 
     def _load_appliance(self, name: str) -> tuple[Appliance, list[str]]:
         folder = self.path / "appliances"
@@ -5120,6 +5230,8 @@ class Report:
     started: str = dataclasses.field(default_factory=lambda: iso(utc_now()))
     results: list[Result] = dataclasses.field(default_factory=list)
     certificates: list[Document] | None = None
+    own: Document | None = None  # what a command's JSON object has in place of results
+    warnings: list[str] = dataclasses.field(default_factory=list)  # that belong to no profile
     errors: list[AgentError] = dataclasses.field(default_factory=list)  # that stopped everything
     failures: list[AgentError] = dataclasses.field(default_factory=list)  # of parts of a list
     _told: set[str] = dataclasses.field(default_factory=set)
@@ -5145,6 +5257,8 @@ class Report:
             return
         for result in self.results:
             self._tell_result(result)
+        for warning in self.warnings:
+            self.console.complain(f"warning: {warning}")
         for error in self.errors + self.failures:
             self.console.complain(_error_text(error))
         if self.console.is_terminal and self.results:
@@ -5173,11 +5287,14 @@ class Report:
         body: Document = {"version": 1, "command": self.command}
         if self.certificates is not None:
             body["certificates"] = self.certificates
-        else:
+        elif self.own is None:
             body["dry_run"] = self.dry_run
         body |= {"started": self.started, "finished": iso(utc_now()), "exit_code": int(code)}
-        if self.certificates is None:
+        if self.own is not None:
+            body |= self.own
+        elif self.certificates is None:
             body["profiles"] = [_result_document(result) for result in self.results]
+        body["warnings"] = self.warnings
         errors = self.errors + self.failures
         if self.certificates is not None:
             errors += [result.error for result in self.results if result.error]
@@ -5185,7 +5302,7 @@ class Report:
         return body
 
 
-# ----- 15. Command line -----------------------------------------------------------------------
+# ----- 15. Session ----------------------------------------------------------------------------
 
 _LOG_SIZE, _LOG_FILES = 1_000_000, 5
 
@@ -5377,6 +5494,381 @@ class Session:
             self.report.results.sort(key=lambda result: result.profile)
             for result in self.report.results:
                 log.info("%s", _line(result) or f"{result.profile}: unchanged, {result.reason}")
+
+
+# ----- 16. Discovery --------------------------------------------------------------------------
+
+_SOON_DUE = dt.timedelta(days=30)
+_HEADER = (
+    "# Written by citrixagent discover: see citrixagent.py run --dry-run before the first run\n"
+)
+_CA_BINDING = "CA binding"
+
+
+@dataclasses.dataclass
+class Found:
+    """A certificate in service that no profile names, and the profile that describes it.
+
+    ``missing`` and ``refused`` are paths of keys: what somebody has to fill in, and what the
+    appliance calls in a way that no profile can.
+    """
+
+    site: Site
+    certkey: str
+    document: Document
+    missing: list[str]
+    refused: list[str]
+    issuer: str
+    due: dt.datetime
+    notes: list[str] = dataclasses.field(default_factory=list)
+    file: str = ""
+    written: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return not (self.missing or self.refused)
+
+
+@dataclasses.dataclass
+class Survey:
+    """What one appliance holds: what profiles can describe, what was left alone, and why."""
+
+    found: list[Found] = dataclasses.field(default_factory=list)
+    left_alone: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    issuers: list[str] = dataclasses.field(default_factory=list)  # of what profiles name
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+
+def _yaml(data: object) -> str:
+    """Write YAML that any terminal can show: what does not print is escaped."""
+    import yaml
+
+    plain = json.dumps(data, ensure_ascii=False).isprintable()
+    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=plain, width=10_000))
+
+
+def _profile_text(found: Found) -> str:
+    """Return the profile as YAML; what has to be filled in stands as a comment in its block."""
+    text = _HEADER
+    for key, value in found.document.items():
+        text += _yaml({key: value})
+        below = [path.partition(".")[2] for path in found.missing if path.startswith(f"{key}.")]
+        text += "".join(f"  # {name}:   # required\n" for name in below)
+    return text
+
+
+def _names_for_profile(certificate: Certificate) -> tuple[str, list[str], int]:
+    """Return common name, other names, and how many names a profile cannot hold."""
+    told = list(dict.fromkeys(certificate.names))
+    usable: list[str] = []
+    for name in told:
+        with contextlib.suppress(ValueError):
+            usable.append(check_name(name))
+    common_name = next((name for name in usable if len(name) <= _COMMON_NAME_LIMIT), "")
+    with contextlib.suppress(ValueError):
+        common_name = _check_common_name(certificate.common_name)
+    others = [name for name in usable if name != common_name]
+    return common_name, others, len(told) - len(usable) + other_names(certificate)
+
+
+def _issuer_words(certificate: Certificate) -> str:
+    """Return who issued a certificate: the organization, where it is told."""
+    found = re.search(r"(?:^|,)\s*O\s*=\s*((?:[^,\\]|\\.)+)", certificate.issuer)
+    return one_line(found[1] if found else certificate.issuer)
+
+
+def _reason_to_leave(row: CertKey, certificates: Sequence[Certificate]) -> str:
+    """Say why no profile can describe a certkey; empty where one can."""
+    if _BUILT_IN.fullmatch(row.name):
+        return "the appliance's own"
+    if row.subject and row.subject == row.issuer:
+        return "self-signed"
+    if not certificates:
+        return "unreadable"
+    if not _names_for_profile(certificates[0])[0]:
+        return "no name"
+    return "" if certificates[0].key_type in KEY_TYPES else "key type that profiles do not know"
+
+
+def _note_names(found: Found, certificate: Certificate, unusable: int) -> None:
+    common_name = found.document["certificate"]["common_name"]
+    if common_name != certificate.common_name.lower().removesuffix("."):
+        found.notes.append("it has no common name that is a DNS name: its first name stands for it")
+    if unusable:
+        text = f"{_count(unusable, 'name')} of other kinds cannot stand in a profile"
+        found.notes.append(f"{text}: a renewal will not have them")
+    if not certificate.names and not certificate.pem:
+        found.missing.append("certificate.subject_alternative_names")
+        text = (
+            "its certificate file cannot be read, and the appliance does not tell its other names"
+        )
+        found.notes.append(f"{text}: fill them in")
+    elif not covers(certificate.names, [common_name]):
+        text = "its common name is not among its alternative names, so clients do not accept it"
+        found.notes.append(f"{text}: run leaves it alone until run NAME --take-over")
+
+
+def _note_end(found: Found, certificate: Certificate) -> None:
+    now = utc_now()
+    if found.due > now:
+        return
+    found.document["renewal"] = {"auto_renew": False}
+    state = "has expired" if certificate.not_after <= now else "is due for renewal already"
+    text = f"it {state}: auto_renew is false, so that the first run does not order it"
+    found.notes.append(f"{text}; remove that line when you want it renewed")
+
+
+def _note_gaps(found: Found) -> None:
+    if found.refused:
+        text = "the appliance calls it, or its virtual servers, in a way that no profile can"
+        found.notes.append(f"{text} ({_listed(found.refused)})")
+    block = found.document["citrix"]
+    if isinstance(block, dict) and not any(key in block for key in secret_keys("password")):
+        found.missing.append("citrix.password_file")
+        text = "the password is not copied from another profile"
+        found.notes.append(f"{text}: move that citrix block into appliances/, and name it in both")
+
+
+class Discovery:
+    """Describes the certificates of one appliance that no profile names."""
+
+    def __init__(self, site: Site, profiles: Iterable[Profile], context: Context) -> None:
+        self._site = site
+        self._view = View(site.appliance, context)
+        self._survey = Survey()
+        self._named = {each.certkey for each in profiles if self._may_be_here(each)}
+
+    def _may_be_here(self, profile: Profile) -> bool:
+        """Tell whether a profile is for this appliance; one that is broken there may be."""
+        own, other = self._site.appliance, profile.appliance
+        if not other.host:
+            return bool(profile.subject.common_name) or profile.certkey != shorten(profile.name)
+        return bool(other.addresses & own.addresses) and other.partition == own.partition
+
+    def survey(self) -> Survey:
+        """Read the appliance, on any node; AgentError where it cannot be read."""
+        try:
+            self._view.open(standby=True)
+            kinds = self._kinds()
+            for _, row in sorted(self._view.certkeys.items()):
+                self._look_at(row, kinds)
+        finally:
+            self._view.close()
+        return self._survey
+
+    def _kinds(self) -> dict[str, str]:
+        """Return the kind of each virtual server that ends TLS; a look that is refused is told."""
+        found: dict[str, str] = {}
+        for kind in VIRTUAL_SERVER_KINDS:
+            try:
+                rows = self._view.client.virtual_servers(kind)
+            except NitroError as error:
+                self._survey.warnings.append(error.message)
+                continue
+            found |= {name: kind for name, row in rows.items() if row.ends_tls()}
+        return found
+
+    def _look_at(self, row: CertKey, kinds: Mapping[str, str]) -> None:
+        bindings = self._view.bindings_of(row.name)
+        bound = [binding for binding in bindings if binding.virtual_server in kinds]
+        servers = [
+            {"name": each.virtual_server, "type": kinds[each.virtual_server], "sni": each.sni}
+            for each in bound
+            if not each.ca
+        ]
+        if row.name in self._named:
+            self._survey.issuers += [_issuer_words(each) for each in self._read(row)]
+        elif servers:
+            self._take(row, servers)
+        elif bound:
+            self._survey.left_alone[_CA_BINDING] += 1
+
+    def _take(self, row: CertKey, servers: list[Document]) -> None:
+        certificates = self._read(row)
+        reason = _reason_to_leave(row, certificates)
+        if reason:
+            self._survey.left_alone[reason] += 1
+            return
+        self._survey.found.append(self._describe(row, servers, certificates[0]))
+
+    def _read(self, row: CertKey) -> list[Certificate]:
+        try:
+            return [read_installed(self._view, row)]
+        except NitroError as error:
+            known = from_row(row)
+            log.info("%s", error.message)
+        except AgentError as error:
+            if isinstance(error, TransportError):
+                raise
+            known = None
+        return [known] if known else []
+
+    def _describe(self, row: CertKey, servers: list[Document], certificate: Certificate) -> Found:
+        common_name, others, unusable = _names_for_profile(certificate)
+        fields = subject_fields(certificate, row.subject)
+        block: Document = {"name": row.name, "common_name": common_name}
+        block |= {"subject_alternative_names": others} if others else {}
+        block |= {**fields, "key_type": certificate.key_type}
+        document = {"citrix": self._site.citrix, "virtual_servers": servers, "certificate": block}
+        problems = self._parse(document)[1]
+        for key in [key for key in fields if f"certificate.{key}" in problems]:
+            del block[key]  # a value that no profile may have: as if it were not told
+        profile, problems = self._parse(document)
+        window = profile.window.of(certificate.not_after - certificate.not_before)[0]
+        found = Found(
+            site=self._site,
+            certkey=row.name,
+            document=document,
+            missing=[path for path, text in problems.items() if text == "is missing"],
+            refused=[path for path, text in problems.items() if text != "is missing"],
+            issuer=_issuer_words(certificate),
+            due=certificate.not_after - window,
+        )
+        _note_names(found, certificate, unusable)
+        _note_end(found, certificate)
+        _note_gaps(found)
+        return found
+
+    def _parse(self, document: Document) -> tuple[Profile, dict[str, str]]:
+        """Read a document as a profile; what is wrong with it stands by its path."""
+        told: list[str] = []
+        source = DiskSource(pathlib.Path("profile"), Redactor())
+        named = {**document, "citrix": self._site.name}
+        site = self._site.appliance
+        profile = parse_profile("", named, source, lambda _name, _problems: site, told)
+        parts = [problem.split(": ", 2) for problem in told]
+        return profile, {path: text for _, path, text in parts}
+
+
+def _note_issuers(surveys: Sequence[Survey]) -> None:
+    """Name the issuers that are not those of other profiles, or else that of most certificates."""
+    found = [each for survey in surveys for each in survey.found]
+    usual = {issuer for survey in surveys for issuer in survey.issuers}
+    most = collections.Counter(each.issuer for each in found).most_common(1)
+    usual = usual or {issuer for issuer, _ in most}
+    for each in found:
+        if each.issuer not in usual:
+            text = f"it was issued by {each.issuer}, not by {_listed(usual)}"
+            each.notes.append(f"{text}: its renewal comes from SCM's authority")
+
+
+def _file_name(text: str) -> str:
+    """Return text as a file's stem: ASCII letters, digits and three marks, nothing else."""
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", text)
+    return re.sub(r"^[.-]", "_", safe)
+
+
+def _name_files(found: Sequence[Found]) -> None:
+    stems = collections.Counter(_file_name(each.certkey) for each in found)
+    for each in found:
+        stem = _file_name(each.certkey)
+        if stems[stem] > 1:
+            stem = _file_name(f"{each.site.name}_{each.certkey}")
+        each.file = f"{stem}.yaml"
+
+
+def write_new(path: pathlib.Path, text: str) -> None:
+    """Write a file that must not be there yet, for the owner alone; FileExistsError where it is."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink()
+        raise
+
+
+def _write(found: Found, folder: pathlib.Path) -> None:
+    path = folder / found.file
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if os.path.lexists(path.with_suffix(".yml")):  # two files of one name are both refused
+            raise FileExistsError  # noqa: TRY301
+        write_new(path, _profile_text(found))
+        found.written = True
+    except FileExistsError:
+        found.notes.append("a profile of this name exists: it was not written")
+    except OSError as error:
+        found.notes.append(f"it was not written: {error.strerror}")
+
+
+def _found_document(found: Found) -> Document:
+    return {
+        "appliance": found.site.appliance.host,
+        "certkey": found.certkey,
+        "file": f"profiles/{found.file}",
+        "written": found.written,
+        "complete": found.complete,
+        "profile": found.document,
+        "notes": found.notes,
+    }
+
+
+def _tell_found(found: Found, console: Console, *, written: bool) -> None:
+    name = f"profiles/{found.file}"
+    if not written:
+        console.say(f"# {name}\n{_profile_text(found)}")
+    elif found.written:
+        rest = "" if found.complete else f", fill in {_listed(found.missing + found.refused)}"
+        console.say(f"{name}: written{rest}")
+    for note in found.notes:
+        console.complain(f"{name}: note: {note}")
+
+
+def _survey_text(found: Sequence[Found], left_alone: Mapping[str, int], due: int) -> str:
+    reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(left_alone.items()))
+    left = f"{sum(left_alone.values())} left alone" + (f" ({reasons})" if reasons else "")
+    total = f"{_count(len(found), 'certificate')} without a profile"
+    return f"{total}; {left}; {due} due within {_SOON_DUE.days} days"
+
+
+def _survey_all(session: Session, sites: Sequence[Site]) -> list[Survey]:
+    """Read all appliances in parallel; one that cannot be read is a failure of its own."""
+    home, surveys = session.home, list[Survey]()
+    profiles = home.load_profiles(home.profile_files([])).read
+    pool = concurrent.futures.ThreadPoolExecutor(max_workers=32)
+    with pool, _logging(session.app.verbosity, session.redactor, None):
+        tasks = [Discovery(site, profiles, session.context).survey for site in sites]
+        for task in [pool.submit(task) for task in tasks]:
+            try:
+                surveys.append(task.result())
+            except AgentError as error:
+                session.report.failures.append(error)
+    return surveys
+
+
+def discover(session: Session, names: Sequence[str], *, write: bool) -> None:
+    """Describe what the appliances serve without a profile; AgentError where there are none."""
+    report, home = session.report, session.home
+    report.own = {"profiles": []}
+    sites, problems = home.sites(names)
+    report.failures += [AgentError("config", problem) for problem in problems]
+    if not (sites or problems):
+        text = "describe an appliance in appliances/NAME.yaml: host, username and password_file"
+        raise AgentError("config", f"{home.path / 'appliances'}: holds no appliance: {text}")
+    surveys = _survey_all(session, sites)
+    _note_issuers(surveys)
+    found = [each for survey in surveys for each in survey.found]
+    _name_files(found)
+    for each in found:
+        if write:
+            _write(each, home.path / "profiles")
+        if not report.as_json:
+            _tell_found(each, report.console, written=write)
+    left_alone = sum((each.left_alone for each in surveys), collections.Counter[str]())
+    due = sum(each.due <= utc_now() + _SOON_DUE for each in found)
+    report.warnings += [warning for survey in surveys for warning in survey.warnings]
+    report.own = {
+        "profiles": [_found_document(each) for each in found],
+        "left_alone": dict(left_alone),
+        "due_soon": due,
+    }
+    report.console.say(_survey_text(found, left_alone, due))
+
+
+# ----- 17. Command line -----------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -5772,6 +6264,20 @@ def list_command(app: App, profiles: tuple[str, ...], show_all: bool, as_json: b
     session = Session(app, "list", as_json=as_json)
     session.report.certificates = []
     session.run(lambda s: list_certificates(s, profiles, show_all=show_all))
+
+
+@main.command("discover")
+@click.argument("appliances", nargs=-1, metavar="[APPLIANCE]...")
+@click.option("--write", is_flag=True, help="Write the profiles; no file is overwritten.")
+@_json_option
+@click.pass_obj
+def discover_command(app: App, appliances: tuple[str, ...], write: bool, as_json: bool) -> None:
+    """Describe the certificates in service that have no profile yet.
+
+    APPLIANCE is a file in appliances/; without one all are read. Reads only.
+    """
+    session = Session(app, "discover", as_json=as_json)
+    session.run(lambda s: discover(s, appliances, write=write))
 
 
 def show_agreement(home: pathlib.Path, interrupt: Interrupt, *, accept: bool) -> None:
