@@ -135,12 +135,16 @@ class AgentError(click.ClickException):
 
 
 class TransportError(AgentError):
-    """No usable answer came. ``sent``: whether the server may have carried the request out."""
+    """No usable answer came.
 
-    def __init__(self, kind: Kind, message: str, *, sent: bool, timed_out: bool = False) -> None:
+    ``sent``: whether the server may have carried the request out; ``again``: whether it may help to
+    try at once.
+    """
+
+    def __init__(self, kind: Kind, message: str, *, sent: bool, again: bool = True) -> None:
         super().__init__(kind, message)
         self.sent = sent
-        self.timed_out = timed_out
+        self.again = again
 
 
 class NitroError(AgentError):
@@ -1951,6 +1955,29 @@ class Interrupt:
         self.check()
 
 
+@dataclasses.dataclass
+class Try:
+    """One try at what may come right later; the bounds are for the pause after it, in seconds."""
+
+    is_last: bool = False
+    at_least: float = 0.0
+    at_most: float = float("inf")
+
+
+def tries(interrupt: Interrupt, delays: Iterable[float] = _RETRY_DELAYS) -> Iterator[Try]:
+    """Yield one try after another, with a pause between that a signal ends.
+
+    Where the delays are used up, there is a last one. Pauses differ a little: not everybody who was
+    turned away together comes back together.
+    """
+    for delay in delays:
+        this = Try()
+        yield this
+        pause = max(delay * random.uniform(1, 1.2), this.at_least)  # noqa: S311 - jitter
+        interrupt.wait(min(pause, this.at_most))
+    yield Try(is_last=True)
+
+
 class Redactor:
     """Replaces every secret that the program has come to know, wherever text leaves it.
 
@@ -2016,23 +2043,60 @@ class Answer:
         return 0.0
 
 
-@dataclasses.dataclass
+class Silence:
+    """What nobody needs to ask again for a while, because all would hear the same."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._kind: Kind = "unreachable"
+        self._message = ""
+
+    def begin(self, seconds: float, failure: AgentError) -> None:
+        self._kind, self._message = failure.kind, failure.message
+        self._until = time.monotonic() + seconds
+
+    def check(self) -> None:
+        """Raise TransportError while it lasts."""
+        if time.monotonic() < self._until:
+            raise TransportError(self._kind, self._message, sent=False, again=False)
+
+
+class Server:
+    """What all connections to one server know of it."""
+
+    def __init__(self) -> None:
+        self.silence = Silence()
+        self._impatient_until = 0.0
+
+    def is_tried_once(self) -> bool:
+        """Tell whether it was troubled through a whole round of tries just before."""
+        return time.monotonic() < self._impatient_until
+
+    def was_troubled(self, seconds: float) -> None:
+        self._impatient_until = time.monotonic() + seconds
+
+    def is_well(self) -> None:
+        self._impatient_until = 0.0
+
+
 class Context:
     """What every connection of the program shares."""
 
-    interrupt: Interrupt
-    redactor: Redactor
+    def __init__(self, interrupt: Interrupt, redactor: Redactor) -> None:
+        self.interrupt = interrupt
+        self.redactor = redactor
+        self._servers: dict[str, Server] = {}
+
+    def server(self, url: str) -> Server:
+        """Return what is known of the server of an address."""
+        return self._servers.setdefault(urllib.parse.urlsplit(url).netloc.lower(), Server())
 
 
-def _pause(answer: Answer, delay: float | None, *, repeatable: bool) -> float | None:
-    """Return how long to wait before sending the request again; None where the answer stands."""
-    asked = answer.retry_after()
-    carried_out = answer.status != 429 and not (answer.status == 503 and asked is not None)
-    if delay is None or answer.status not in _TRANSIENT or (carried_out and not repeatable):
-        return None
-    if asked is not None and asked > _LONGEST_PAUSE:
-        return None
-    return max(delay, asked or 0)
+def _is_passing(answer: Answer, *, repeatable: bool) -> bool:
+    """Tell whether the request may be sent again, and whether another answer is to be hoped for."""
+    busy = answer.status == 503 and answer.retry_after() is not None
+    carried_out = answer.status != 429 and not busy
+    return answer.status in _TRANSIENT and (repeatable or not carried_out)
 
 
 def _session(tls: Tls) -> requests.Session:
@@ -2132,7 +2196,6 @@ class Transport:
         self._slow_writes = slow_writes  # one that takes too long says nothing about other requests
         self._session = _session(tls)
         self._used = 0.0
-        self._silent_until = 0.0
         self.is_ending = False  # a last request is sent also after an interruption
 
     def close(self) -> None:
@@ -2151,26 +2214,58 @@ class Transport:
 
         A ``repeatable`` one is sent again after a broken connection or a passing status; any other
         only where it cannot have been carried out: no connection, 429, 503 with Retry-After. A
-        time-out is never tried again, and nothing else is sent for as long as it took: a server
-        that is down costs one. Raises TransportError.
+        time-out is never tried again. A server that is down costs one round of tries: afterwards
+        nothing is sent for as long as one request may take, by anybody; nor before the time that a
+        server asks for. Raises TransportError.
         """
         if not repeatable and time.monotonic() - self._used > _KEPT:
             self._session.close()  # a kept connection that breaks would leave the outcome unknown
-        for delay in (*_RETRY_DELAYS, None):
-            pause = delay
+        server = self._context.server(url)
+        if not self.is_ending:
+            server.silence.check()
+        for this in tries(self._context.interrupt, self._delays(server)):
             try:
                 answer = self._send_once(method, url, headers, body)
             except TransportError as error:
-                final = error.kind == "untrusted" or error.timed_out
-                if delay is None or final or (error.sent and not repeatable):
+                if this.is_last or not error.again or (error.sent and not repeatable):
+                    self._heed(server, this, error, is_write=method != "GET")
                     raise
             else:
-                pause = _pause(answer, delay, repeatable=repeatable)
-                if pause is None:
+                if self._stands(server, this, answer, repeatable=repeatable):
                     return answer
-            log.debug("%s: trying again in %.1f s", self._label, pause or 0)
-            self._context.interrupt.wait((pause or 0) * random.uniform(1, 1.2))  # noqa: S311 - jitter
-        raise AssertionError("the last round returns or raises")
+            log.debug("%s: trying again", self._label)
+        raise AssertionError("the last try returns or raises")
+
+    def _delays(self, server: Server) -> Sequence[float]:
+        return () if self.is_ending or server.is_tried_once() else _RETRY_DELAYS
+
+    def _stands(self, server: Server, this: Try, answer: Answer, *, repeatable: bool) -> bool:
+        """Tell whether an answer is the one to go on with, and note what it says of the server."""
+        if not _is_passing(answer, repeatable=repeatable):
+            server.is_well()
+            return True
+        this.at_least = answer.retry_after() or 0.0
+        if this.is_last or this.at_least > _LONGEST_PAUSE:
+            self._leave_alone(server, this.at_least)
+            return True
+        return False
+
+    def _heed(self, server: Server, this: Try, error: TransportError, *, is_write: bool) -> None:
+        """Remember a server that does not answer; a slow write says nothing about other requests.
+
+        A connection that broke once, where nothing may be sent again, says nothing either.
+        """
+        is_slow = self._slow_writes and is_write and error.sent
+        if (this.is_last or not error.again) and not is_slow:
+            server.silence.begin(self._timeout, error)
+
+    def _leave_alone(self, server: Server, asked: float) -> None:
+        """Remember a server that has trouble: with tries, or for as long as it asks for."""
+        server.was_troubled(self._timeout)
+        if asked > _LONGEST_PAUSE:
+            until = utc_now() + dt.timedelta(seconds=min(asked, 86400))
+            text = f"{self._label} asks to be left alone until {iso(until)}: the next run goes on"
+            server.silence.begin(asked, AgentError("unavailable", text))
 
     def _send_once(
         self, method: str, url: str, headers: Mapping[str, str | bytes] | None, body: bytes | None
@@ -2181,9 +2276,6 @@ class Transport:
             self._context.interrupt.check()
         call = f"{method} {urllib.parse.urlsplit(url).path}"
         start = time.monotonic()
-        if start < self._silent_until and not self.is_ending:
-            text = f"no answer within {self._timeout} s just before"
-            raise self._unreachable(text, sent=False, timed_out=True)
         try:
             response = self._session.request(
                 method,
@@ -2197,11 +2289,7 @@ class Transport:
             )
         except requests.RequestException as error:
             log.debug("%s: %s: %s", self._label, call, type(error).__name__)
-            failure = self._explain(error)
-            is_slow = self._slow_writes and failure.sent and method != "GET"
-            if failure.timed_out and not is_slow:
-                self._silent_until = time.monotonic() + self._timeout
-            raise failure from None
+            raise self._explain(error) from None
         self._used = time.monotonic()
         took = (self._used - start) * 1000
         log.debug("%s: %s: %s (%.0f ms)", self._label, call, response.status_code, took)
@@ -2217,24 +2305,25 @@ class Transport:
                 f"{self._label}: its TLS certificate is not trusted ({_words(distrust)}): set "
                 "ca_bundle to the PEM file of its CA, or, for an appliance, fingerprint",
                 sent=False,
+                again=False,
             )
         if isinstance(error, requests.exceptions.ConnectTimeout):
             text = f"no connection within {self._timeout} s"
-            return self._unreachable(text, sent=False, timed_out=True)
+            return self._unreachable(text, sent=False, again=False)
         if isinstance(error, requests.exceptions.Timeout):
             text = f"no answer within {self._timeout} s"
-            return self._unreachable(text, sent=True, timed_out=True)
+            return self._unreachable(text, sent=True, again=False)
         sent = not any(map(_is_no_connection, causes))
         proxy = isinstance(error, requests.exceptions.ProxyError) and not sent
         words = f"the proxy does not connect: {_words(causes[-1])}" if proxy else _words(causes[-1])
         return self._unreachable(words, sent=sent)
 
-    def _unreachable(self, text: str, *, sent: bool, timed_out: bool = False) -> TransportError:
+    def _unreachable(self, text: str, *, sent: bool, again: bool = True) -> TransportError:
         return TransportError(
             "unreachable",
             f"{self._label}: {text}: check its address and the network between",
             sent=sent,
-            timed_out=timed_out,
+            again=again,
         )
 
 
@@ -2794,14 +2883,13 @@ class NetScaler:
 
     def _patiently(self, call: Callable[[], Document], codes: frozenset[int]) -> Document:
         """Repeat a call that the appliance was too busy for."""
-        for delay in _RETRY_DELAYS:
+        for this in tries(self._context.interrupt):
             try:
                 return call()
             except NitroError as error:
-                if error.code not in codes:
+                if this.is_last or error.code not in codes:
                     raise
-            self._context.interrupt.wait(delay)
-        return call()
+        raise AssertionError("the last try returns or raises")
 
     def _request(  # noqa: PLR0913 - the parts of one URL
         self,
@@ -2958,16 +3046,15 @@ class Tokens:
         self._url = config.token_url
         self._token = ""
         self._fresh_until = 0.0
-        self._silence: tuple[float, AgentError] | None = None  # until when what is not tried again
+        self._silence = Silence()
 
     def get(self, transport: Transport) -> str:
         """Return a token that is good for a while; fetches one where needed.
 
-        All threads wait for one fetch; where it ends with a time-out, they do not wait again.
+        All threads wait for one fetch, and what it ends with is told to all.
         """
         with self._lock:
-            if self._silence and time.monotonic() < self._silence[0]:
-                raise self._silence[1]
+            self._silence.check()
             if not self._token or time.monotonic() >= self._fresh_until:
                 self._fetch(transport)
             return self._token
@@ -3002,43 +3089,46 @@ class Tokens:
         )
 
     def _fetch(self, transport: Transport) -> None:
+        try:
+            data = self._ask(transport)
+        except AgentError as error:
+            # Not the request that the token is for: that one was not sent.
+            failure = AgentError(error.kind, error.message)
+            self._silence.begin(self._config.timeout, failure)
+            raise failure from None
+        self._token = str(data["access_token"])
+        self._redactor.add(self._token)
+        told = str(data.get("expires_in"))
+        lifetime = float(told) if told.isdigit() else 300.0
+        self._fresh_until = time.monotonic() + lifetime - min(60.0, lifetime / 5)
+
+    def _ask(self, transport: Transport) -> Document:
+        """Return an answer that holds a token."""
         form = {
             "grant_type": "client_credentials",
             "client_id": self._config.client_id,
             "client_secret": self._config.client_secret.value,
         }
         content_type = "application/x-www-form-urlencoded"
-        try:
-            answer = transport.send(
-                "POST",
-                self._url,
-                repeatable=True,
-                headers={"Content-Type": content_type, "Accept": "application/json"},
-                body=urllib.parse.urlencode(form).encode(),
-            )
-        except TransportError as error:
-            # Not the request that the token is for: that one was not sent.
-            failure = AgentError(error.kind, error.message)
-            if error.timed_out:
-                self._silence = (time.monotonic() + self._config.timeout, failure)
-            raise failure from None
+        answer = transport.send(
+            "POST",
+            self._url,
+            repeatable=True,
+            headers={"Content-Type": content_type, "Accept": "application/json"},
+            body=urllib.parse.urlencode(form).encode(),
+        )
         data = answer.json() or {}
         if answer.status in _TRANSIENT:
             raise AgentError("unavailable", f"SCM's token endpoint answers HTTP {answer.status}")
         token = data.get("access_token")
-        if answer.status != 200 or not isinstance(token, str) or not token:
-            reason = data.get("error_description") or data.get("error") or "no token in the answer"
-            reason = one_line(str(reason))
-            raise AgentError(
-                "auth",
-                f"SCM refused the login: {reason} (HTTP {answer.status}): check client_id and "
-                "client_secret in scm.yaml, and that the REST account is active",
-            )
-        self._redactor.add(token)
-        self._token = token
-        told = str(data.get("expires_in"))
-        lifetime = float(told) if told.isdigit() else 300.0
-        self._fresh_until = time.monotonic() + lifetime - min(60.0, lifetime / 5)
+        if answer.status == 200 and isinstance(token, str) and token:
+            return data
+        reason = data.get("error_description") or data.get("error") or "no token in the answer"
+        raise AgentError(
+            "auth",
+            f"SCM refused the login: {one_line(str(reason))} (HTTP {answer.status}): check "
+            "client_id and client_secret in scm.yaml, and that the REST account is active",
+        )
 
 
 def _other_names(profile: Profile) -> list[str]:
@@ -4071,11 +4161,10 @@ class Prover:
             )
             return f"{text} was not verified: set connect in the profile", False
         found = ("", False)
-        for delay in (*_RETRY_DELAYS, None):
+        for _ in tries(self._interrupt):
             found = self._compare(server, host, port, wanted)
-            if not found[0] or delay is None:
+            if not found[0]:
                 break
-            self._interrupt.wait(delay)
         return found
 
     def _address_of(self, server: VirtualServer) -> tuple[str, int]:
@@ -4107,6 +4196,7 @@ class Prover:
 # ----- 12. Execution --------------------------------------------------------------------------
 
 _FIRST_POLL, _LONGEST_POLL = 1.0, 30.0  # seconds between two questions for one certificate
+_OF_THE_SERVER = frozenset({"unreachable", "untrusted", "unavailable", "auth"})  # for all alike
 _STATUS_EVERY = 5  # questions; the status tells what the certificate is waiting for
 _STATUS_TEXTS = {
     "REQUESTED": "awaiting approval in SCM",
@@ -4154,6 +4244,7 @@ class Run:
     context: Context
     tokens: Tokens
     progress: Callable[[str], None]
+    warn: Callable[[str, str], None]  # of what belongs to no profile: what is wrong, and why
 
 
 class Work:
@@ -4374,8 +4465,12 @@ class Work:
         try:
             return self._scm.status(cert_id) == "REVOKED"
         except AgentError as error:
-            text = f"SCM could not be asked whether {cert_id} was revoked: {error.message}"
-            self.result.warnings.append(text)
+            if error.kind in _OF_THE_SERVER:
+                text = "SCM could not be asked whether certificates were revoked"
+                self._run.warn(text, error.message)
+            else:
+                text = f"SCM could not be asked whether {cert_id} was revoked"
+                self.result.warnings.append(f"{text}: {error.message}")
             return False
 
     # Doing
@@ -4984,6 +5079,13 @@ def _give_up(work: Work, trouble: dict[str, AgentError]) -> None:
     work.leave_pending()
 
 
+def _growing(first: float, longest: float) -> Iterator[float]:
+    """Yield delays without end, each half as long again as the one before."""
+    while True:
+        yield min(first, longest)
+        first *= 1.5
+
+
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}" + ("" if number == 1 else "s")
 
@@ -5047,19 +5149,22 @@ class Crew:
 
     def _collect(self) -> None:
         """Ask for the open orders together, ever more slowly, and install each as it arrives."""
-        start, delay = time.monotonic(), _FIRST_POLL
+        start = time.monotonic()
         trouble: dict[str, AgentError] = {}
-        while waiting := [work for work in self._works if work.waits]:
-            waited = time.monotonic() - start
+        for this in tries(self._run.context.interrupt, _growing(_FIRST_POLL, _LONGEST_POLL)):
+            waiting, waited = self._waiting(), time.monotonic() - start
+            if not waiting:
+                break
             self._run.progress(f"waiting for {_count(len(waiting), 'certificate')}, {waited:.0f} s")
             self._each(waiting, lambda work: self._ask(work, trouble))
             self._each(waiting, self._install_if_issued)
             over = [work for work in waiting if work.waits and waited >= work.max_wait]
             self._each(over, lambda work: _give_up(work, trouble))
-            if still := [work.max_wait for work in self._works if work.waits]:
-                left = min(still) - (time.monotonic() - start)
-                self._run.context.interrupt.wait(max(0.0, min(delay, left)))
-                delay = min(delay * 1.5, _LONGEST_POLL)
+            limits = [work.max_wait for work in self._waiting()]
+            this.at_most = max(0.0, min(limits, default=0) - (time.monotonic() - start))
+
+    def _waiting(self) -> list[Work]:
+        return [work for work in self._works if work.waits]
 
     @staticmethod
     def _ask(work: Work, trouble: dict[str, AgentError]) -> None:
@@ -5235,6 +5340,18 @@ class Report:
     errors: list[AgentError] = dataclasses.field(default_factory=list)  # that stopped everything
     failures: list[AgentError] = dataclasses.field(default_factory=list)  # of parts of a list
     _told: set[str] = dataclasses.field(default_factory=set)
+    _warned: set[str] = dataclasses.field(default_factory=set)
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    def warn(self, text: str, reason: str) -> None:
+        """Take a warning that belongs to no profile, from any thread; once, with its first reason.
+
+        A server that is down is told in several ways: refused, then left alone.
+        """
+        with self._lock:
+            if text not in self._warned:
+                self._warned.add(text)
+                self.warnings.append(f"{text}: {reason}")
 
     def exit_code(self) -> int:
         """Return the exit code: what stopped everything, else failures, else what is pending.
@@ -5294,10 +5411,10 @@ class Report:
             body |= self.own
         elif self.certificates is None:
             body["profiles"] = [_result_document(result) for result in self.results]
-        body["warnings"] = self.warnings
         errors = self.errors + self.failures
         if self.certificates is not None:
             errors += [result.error for result in self.results if result.error]
+        body["warnings"] = self.warnings
         body["errors"] = [_error_document(error) for error in errors]
         return body
 
@@ -5489,6 +5606,7 @@ class Session:
                 context=self.context,
                 tokens=Tokens(config, self.redactor),
                 progress=self.report.console.progress,
+                warn=self.report.warn,
             )
             self.report.results += run_all(profiles, run, jobs)
             self.report.results.sort(key=lambda result: result.profile)

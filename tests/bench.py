@@ -477,6 +477,7 @@ def planner(home: pathlib.Path) -> tuple[list[agent.View], list[agent.Work]]:
         context=session.context,
         tokens=agent.Tokens(config, session.redactor),
         progress=lambda _: None,
+        warn=lambda *_: None,
     )
     views, works = [], []
     for appliance, members in agent.by_appliance(profiles).items():

@@ -13,7 +13,7 @@ import time_machine
 from conftest import PASSWORD, Lab
 from simulators.netscaler import NetScaler, Variant, nitro_error
 from simulators.scm import Account, PendingStyle
-from simulators.server import Fault, HttpsServer, Request, Response
+from simulators.server import BrokenListener, Fault, HttpsServer, Request, Response
 from test_run import install_own, is_write, serial_of
 
 POLICY = (
@@ -668,25 +668,93 @@ def test_accounts_of_scm_can_be_private(lab: Lab) -> None:
     assert lab("run").exit_code == 0
 
 
-def test_a_silent_scm_costs_one_time_out(lab: Lab) -> None:
-    """However many certificates it would be asked about."""
-    for name in ("a", "b", "c", "d"):
+def write_fleet(lab: Lab, size: int, **enrollment: object) -> list[str]:
+    """Write so many profiles, each with a virtual server of its own; all on one appliance."""
+    names = [f"p{number}" for number in range(size)]
+    for name in names:
         lab.appliance.add_virtual_server(f"vs_{name}", "load_balancing")
         lab.write_profile(
             name,
             virtual_servers=[{"name": f"vs_{name}", "type": "load_balancing"}],
             certificate=lab.certificate(common_name=f"{name}.example.com"),
+            enrollment={"max_wait": 20, **enrollment},
         )
+    return names
+
+
+def is_get(request: Request) -> bool:
+    return request.method == "GET"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "asked"),
+    [
+        (Fault("hang", matches=is_get, times=99, seconds=3), 1),
+        (Fault("reset", matches=is_get, times=99), 4),
+        (fault("status", "GET", "/status", 429, Retry_After="3600"), 1),
+        (fault("status", "GET", "/status", 503), 4 + 2),  # it answers: once for each of the rest
+        (fault("status", "POST", "/token", 401), 0),
+        (fault("status", "POST", "/token", 503), 0),
+    ],
+    ids=["silent", "broken", "to be left alone", "busy", "login refused", "no token"],
+)
+def test_an_scm_that_is_down_costs_one_round_of_tries_and_one_warning(
+    lab: Lab, trouble: Fault, asked: int
+) -> None:
+    """However many certificates it would be asked about."""
+    write_fleet(lab, 3)
     assert lab("run").exit_code == 0
     lab.write_scm(timeout=2)
-    asked = len(lab.scm.server.requests)
-    lab.scm.server.faults.append(
-        Fault("hang", matches=lambda request: request.method == "GET", times=99, seconds=3)
-    )
-    outcome = lab("run")
+    before = len(lab.scm.server.requests)
+    lab.scm.server.faults.append(dataclasses.replace(trouble))
+    outcome = lab.json("run")
     assert outcome.exit_code == 0
-    assert outcome.stderr.count("SCM could not be asked whether") == 4
-    assert [call.split()[0] for call in lab.scm.server.calls(asked)] == ["POST", "GET"]
+    assert {each["outcome"] for each in outcome.document()["profiles"]} == {"unchanged"}
+    (warning,) = outcome.document()["warnings"]
+    assert warning.startswith("SCM could not be asked whether certificates were revoked: ")
+    told = lab.scm.server.calls(before)
+    assert len([call for call in told if call.startswith("GET")]) == asked
+    assert len([call for call in told if call.startswith("POST")]) <= 4
+
+
+def test_an_scm_that_refuses_connections_costs_one_round_of_tries(lab: Lab) -> None:
+    write_fleet(lab, 3)
+    assert lab("run").exit_code == 0
+    lab.scm.server.refuse()
+    outcome = lab("-vv", "run")
+    assert outcome.exit_code == 0
+    assert outcome.stderr.count("warning: SCM could not be asked whether certificates were") == 1
+    assert outcome.stderr.count("SCM: trying again") == 3
+
+
+@pytest.mark.long
+def test_a_large_fleet_is_not_held_up_by_an_scm_that_is_down(lab: Lab) -> None:
+    """The connections are counted: they break before anything is said."""
+    write_fleet(lab, 200, max_wait=120)
+    assert lab("run").exit_code == 0
+    with BrokenListener() as broken:
+        lab.write_scm(url=broken.url, token_url=f"{broken.url}/token", timeout=30)
+        outcome = lab.json("run")
+    assert outcome.exit_code == 0
+    assert len(outcome.document()["warnings"]) == 1
+    assert broken.connections == 4
+
+
+def test_an_order_waits_for_an_scm_that_asks_to_be_left_alone(lab: Lab) -> None:
+    """For as long as the profile lets it; then the next run goes on."""
+    lab.write_profile()
+    busy = fault("status", "GET", "/api/v1/certificates/", 503, Retry_After="300")
+    lab.scm.server.faults.append(busy)
+    before = len(lab.scm.server.requests)
+    outcome = lab.json("run", "--wait", "3")
+    kind, message = (outcome.profile()["error"][key] for key in ("kind", "message"))
+    assert kind == "unavailable"
+    assert message.startswith("SCM asks to be left alone until ")
+    told = lab.scm.server.calls(before)
+    assert [call.split()[0] for call in told] == ["POST", "POST", "GET"]
+    lab.scm.server.faults.clear()
+    assert lab("run").exit_code == 0
+    assert len(lab.scm.orders) == 1
 
 
 def test_a_silent_token_endpoint_is_waited_for_once(lab: Lab) -> None:

@@ -317,6 +317,30 @@ def reset(connection: socket.socket) -> None:
         connection.close()
 
 
+class BrokenListener:
+    """Takes connections on a free port of 127.0.0.1 and resets them; counts them."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.url = f"https://127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def __enter__(self) -> BrokenListener:  # noqa: PYI034 - Self needs Python 3.11
+        threading.Thread(target=self._serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._socket.accept()
+                self.connections += 1
+                reset(connection)
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
