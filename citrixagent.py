@@ -2016,22 +2016,24 @@ class Answer:
     status: int
     body: bytes
     headers: Mapping[str, str]
+    address: str = ""  # that was asked, where a message may have to name it
 
     def json(self) -> Document | None:
         """Return the JSON object in the body; None where there is none."""
-        try:
-            data = json.loads(self.body)
-        except ValueError:
-            return None
+        data = self._data()
         return data if isinstance(data, dict) else None
 
-    def json_list(self) -> list[Document]:
-        """Return the JSON objects of the list in the body; none where there is no list."""
+    def json_list(self) -> list[Document] | None:
+        """Return the JSON objects of the list in the body; None where there is no list."""
+        data = self._data()
+        return [each for each in data if isinstance(each, dict)] if isinstance(data, list) else None
+
+    def _data(self) -> Any:  # noqa: ANN401 - JSON
+        """Return what the body holds; an odd byte or control character costs itself alone."""
         try:
-            data = json.loads(self.body)
+            return json.loads(self.body.decode("utf-8-sig", errors="replace"), strict=False)
         except ValueError:
-            return []
-        return [each for each in data if isinstance(each, dict)] if isinstance(data, list) else []
+            return None
 
     def retry_after(self) -> float | None:
         """Return the seconds that the server asks to be left alone; None where it does not say."""
@@ -2968,6 +2970,7 @@ def same_content(error: NitroError) -> str:
 # ----- 9. Sectigo -----------------------------------------------------------------------------
 
 _PENDING_CODES = frozenset({0, -103, -109, -183, -1400})
+_PASSING_CODES = frozenset({-1, -2, -14, -65, -129, -140, -195, -196})
 _DCV_CODES = frozenset({-107, -715, -724, -727, -737, -1010, -1137})
 _AUTH_CODES = frozenset({-16, -970})
 _FORBIDDEN_CODES = frozenset({-3, -25, -37, -738})
@@ -2976,12 +2979,32 @@ _REVOKED_CODES = frozenset({-102, -110, -159})
 _TURNED_DOWN = frozenset({"DECLINED", "REJECTED", "INVALID", "REVOKED", "EXPIRED", "REPLACED"})
 _TRUSTED_DOMAIN = ".sectigo.com"
 _ACCEPT_PEM = "application/x-pem-file, */*;q=0.8"
+_WRONG_TERM, _WRONG_PROFILE = frozenset({-36, -39}), frozenset({-111, -1001, -1021, -1023})
+_WRONG_CSR = frozenset({-9, -10, -11, -13, -138, -141, -170, -194})
+_WRONG_REQUEST = (
+    _WRONG_TERM
+    | _WRONG_PROFILE
+    | _WRONG_CSR
+    | frozenset({-7, -62, -126, -639, -843, -1002, -1112, -1140, -1450})
+)
+_LARGEST_PAGE, _MOST_PAGES = 200, 1000
+_ORDERS = {"enroll": "enrollment", "renew": "renewal", "replace": "replacement"}
 _SCM_REMEDIES: Mapping[int, str] = {
     -7: "give what is missing in the profile's enrollment block",
     -62: "give the field in the profile's enrollment.custom_fields",
-    -36: "choose an enrollment.term that the SCM profile has",
     -141: "choose a larger key_type",
+    -170: "choose an RSA key_type",
     -194: "choose an RSA key_type",
+    -843: "have the organization validated in SCM",
+}
+_GIVE_PROFILE = (
+    "give enrollment.profile_id in the profile, the number of the certificate profile in SCM"
+)
+_SCM_ARGUMENTS: Mapping[str, str] = {  # as SCM's words name what is missing
+    "profileId": _GIVE_PROFILE,
+    "customFields": "give enrollment.custom_fields in the profile",
+    "externalRequester": "give enrollment.external_requester in the profile",
+    "comments": "give enrollment.comments in the profile",
 }
 
 
@@ -3132,7 +3155,12 @@ class Tokens:
 
 
 def _other_names(profile: Profile) -> list[str]:
-    return [name for name in profile.names if name != profile.subject.common_name]
+    """Return the names beside the common name; where there is none, that: no list is empty.
+
+    An empty list may be read like none: as "the names from before".
+    """
+    others = [name for name in profile.names if name != profile.subject.common_name]
+    return others or [profile.subject.common_name]
 
 
 def _order_body(profile: Profile, order: Order) -> Document:
@@ -3157,54 +3185,65 @@ def _scm_kind(code: int | None, status: int) -> Kind:
         (_DCV_CODES, "dcv"),
         (_AUTH_CODES, "auth"),
         (_FORBIDDEN_CODES, "permission"),
+        (_PASSING_CODES | _PENDING_CODES, "unavailable"),
     ]
     for codes, kind in by_code:
         if code in codes:
             return kind
-    by_status: dict[int, Kind] = {401: "auth", 403: "permission", 429: "unavailable"}
-    return by_status.get(status, "unavailable" if status >= 500 else "rejected")
+    by_status: dict[int, Kind] = {401: "auth", 403: "permission"}
+    passing = status < 300 or status in {302, 303, 307, 408, 425, 429} or status >= 500
+    return by_status.get(status, "unavailable" if passing else "rejected")
 
 
-def _scm_error(answer: Answer, asked: str) -> ScmError:
-    data = answer.json()
-    code = _code(data, "code")
-    silent = f"HTTP {answer.status} and no reason that could be read"
-    text = one_line(str((data or {}).get("description") or silent))
-    kind = _scm_kind(code, answer.status)
-    remedy = {
-        "dcv": "validate the domain in SCM; the next run orders again",
-        "auth": "check the credentials in scm.yaml",
-        "permission": "give the REST account the right in SCM",
-        "unavailable": "the next run tries again",
-    }.get(kind, _SCM_REMEDIES.get(code or 0, ""))
-    number = f" (code {code})" if code is not None else ""
-    noun = {"enroll": "enrollment", "renew": "renewal", "replace": "replacement"}.get(asked, asked)
-    message = f"SCM refused the {noun}: {text}{number}" + (f": {remedy}" if remedy else "")
-    return ScmError(kind, message, code=code, status=answer.status)
+def _words_of(value: object) -> str:
+    """Return somebody's reason as a text; it may stand in an object of its own."""
+    if isinstance(value, dict):
+        value = value.get("message") or value.get("description")
+    return one_line(value) if isinstance(value, str) else ""
 
 
-def _check_revoked(answer: Answer) -> None:
-    if 200 <= answer.status < 300 or _code(answer.json(), "code") in _REVOKED_CODES:
-        return
-    raise _scm_error(answer, "revocation")
+def _reason_in(answer: Answer) -> str:
+    """Return the reason in an answer: SCM's own, or that of whatever answered in its place."""
+    data = answer.json() or {}
+    if description := _words_of(data.get("description")):
+        return description
+    keys = ("title", "error", "message", "error_description", "detail")
+    words = [_words_of(data.get(key)) for key in keys]
+    return ": ".join(dict.fromkeys(filter(None, words))) or "no reason that could be read"
 
 
 def _not_offered(error: ScmError, action: Action) -> NotOfferedError | None:
-    """Tell a certificate that cannot be renewed or replaced from a request that is wrong."""
+    """Tell a certificate that cannot be renewed or replaced from a request that is wrong.
+
+    Only SCM's own word counts, which has a code: a page in its place says nothing of a certificate.
+    """
+    if error.kind != "rejected" or error.code is None:
+        return None
     gone = error.status == 404 or error.code in _NOT_RENEWABLE_CODES
-    if action == "renew" and error.kind == "rejected" and gone:
-        return NotOfferedError("rejected", error.message)
-    if action == "replace" and error.kind == "rejected" and error.code not in _SCM_REMEDIES:
-        return NotOfferedError("rejected", error.message)
-    return None
+    final = gone if action == "renew" else error.code not in _WRONG_REQUEST
+    return NotOfferedError("rejected", error.message) if final and action != "enroll" else None
 
 
 class Channel:
-    """Authenticated requests to SCM: with a token, renewed once where it is refused, or a login."""
+    """Authenticated requests to SCM: with a token, renewed once where it is refused, or a login.
 
-    def __init__(self, config: ScmConfig, path: str, tokens: Tokens, context: Context) -> None:
+    ``paths`` are those under which the API may be found, the likeliest first; ``proof`` is what is
+    there in any case, and tells which of them it is.
+    """
+
+    def __init__(
+        self,
+        config: ScmConfig,
+        paths: Sequence[str],
+        proof: str,
+        tokens: Tokens,
+        context: Context,
+    ) -> None:
         self._config = config
-        self._base = f"{config.url}{path}"
+        self._paths = paths
+        self._path = paths[0]
+        self._proof = proof
+        self._is_found = len(paths) == 1
         self._tokens = tokens
         self._transport = Transport("SCM", config.tls, config.timeout, context, self._proxies)
 
@@ -3219,25 +3258,6 @@ class Channel:
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
         return self._send(method, path, headers, json.dumps(data).encode())
 
-    def place(self, path: str, data: Document, action: Action) -> Document:
-        """Send what orders a certificate; the answer decides what is known about it.
-
-        Raises UnknownOutcomeError where the order may have been placed all the same.
-        """
-        try:
-            answer = self.write("POST", path, data)
-        except TransportError as error:
-            if error.sent:
-                raise UnknownOutcomeError(error.message) from None
-            raise
-        busy = answer.status == 503 and answer.retry_after() is not None
-        if busy or 400 <= answer.status < 500:
-            refusal = _scm_error(answer, action)
-            raise _not_offered(refusal, action) or refusal
-        if not 200 <= answer.status < 300:
-            raise UnknownOutcomeError(f"SCM answered HTTP {answer.status}")
-        return answer.json() or {}
-
     def _proxies(self, url: str) -> Mapping[str, str]:
         import requests
 
@@ -3246,6 +3266,26 @@ class Channel:
         return requests.utils.get_environ_proxies(url)
 
     def _send(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
+    ) -> Answer:
+        answer = self._authorized(method, path, headers, body)
+        nowhere = answer.status == 404 and _code(answer.json(), "code") is None
+        if nowhere and not self._is_found and self._has_moved():
+            return self._authorized(method, path, headers, body)
+        return answer
+
+    def _has_moved(self) -> bool:
+        """Look, once, under which path the API is; tell whether it is another one."""
+        self._is_found = True
+        before = self._path
+        for path in self._paths:
+            self._path = path
+            if self._authorized("GET", self._proof, {}, None).status != 404:
+                return path != before
+        self._path = before
+        return False
+
+    def _authorized(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
     ) -> Answer:
         answer, token = self._send_once(method, path, headers, body)
@@ -3265,14 +3305,15 @@ class Channel:
         else:  # bytes: a text would have to be Latin-1
             login = {"login": config.login.encode(), "password": config.password.value.encode()}
             login["customerUri"] = config.customer_uri.encode()
+        address = f"{config.url}{self._path}{path}"
         answer = self._transport.send(
             method,
-            f"{self._base}{path}",
+            address,
             repeatable=method == "GET",
             headers={**headers, **login},
             body=body,
         )
-        return answer, token
+        return dataclasses.replace(answer, address=address.partition("?")[0]), token
 
 
 def _part(cert_id: str) -> str:
@@ -3286,51 +3327,136 @@ def _order_id(data: Document, key: str) -> str:
     return str(found)
 
 
-def _issued(answer: Answer) -> bytes | None:
-    """Return the certificates in an answer; None while SCM has none yet."""
-    if answer.status == 200 and _PEM_BLOCK.search(answer.body):
-        return answer.body
-    if answer.status in {400, 404} and _code(answer.json(), "code") in _PENDING_CODES:
-        return None
-    raise _scm_error(answer, "download")
+def _is_plain(answer: Answer) -> bool:
+    """Tell whether a good answer is one of SCM's: empty or data, no page and no error."""
+    data = answer.json()
+    return not answer.body.strip() if data is None else _code(data, "code") is None
 
 
-def _status(answer: Answer) -> str:
-    status = (answer.json() or {}).get("status")
-    if answer.status != 200 or not isinstance(status, str):
-        raise _scm_error(answer, "status")
-    return re.sub(r"[\s_\x00-\x1f\x7f]", "", status).upper()
+class RestApi:
+    """What both APIs of SCM have in common: what their answers mean."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._not_before: dict[str, float] = {}  # when to ask for a certificate again, by its id
+
+    def _remedies(self, _action: str) -> Mapping[int, str]:
+        """Return remedies by SCM's code, for what is asked for."""
+        return _SCM_REMEDIES
+
+    def _refusal(self, answer: Answer, asked: str) -> ScmError:
+        code, reason = _code(answer.json(), "code"), _reason_in(answer)
+        kind = _scm_kind(code, answer.status)
+        remedy = {
+            "dcv": "validate the domain in SCM; the next run orders again",
+            "auth": "check the credentials in scm.yaml",
+            "permission": "give the REST account the right in SCM",
+            "unavailable": "the next run tries again",
+        }.get(kind) or self._remedy(code, reason, asked, answer.status)
+        number = f"HTTP {answer.status} from {answer.address}" if code is None else f"code {code}"
+        text = f"SCM refused the {_ORDERS.get(asked, asked)}: {reason} ({number})"
+        text += f": {remedy}" if remedy else ""
+        return ScmError(kind, text, code=code, status=answer.status)
+
+    def _remedy(self, code: int | None, reason: str, asked: str, status: int) -> str:
+        """Return what to do about a no; what is missing or wrong stands in SCM's words."""
+        if code is None:
+            elsewhere = "check url and api in scm.yaml: it may be the address of another API"
+            return elsewhere if status in {301, 308, 404, 405} else ""
+        if code in {-7, -1001}:
+            for argument, remedy in _SCM_ARGUMENTS.items():
+                if argument in reason:
+                    return remedy
+        return self._remedies(asked).get(code, "")
+
+    def _place(self, path: str, data: Document, action: Action) -> Document:
+        """Send what orders a certificate; the answer decides what is known about it.
+
+        Raises UnknownOutcomeError where the order may have been placed all the same.
+        """
+        try:
+            answer = self._channel.write("POST", path, data)
+        except TransportError as error:
+            if error.sent:
+                raise UnknownOutcomeError(error.message) from None
+            raise
+        busy = answer.status == 503 and answer.retry_after() is not None
+        if busy or answer.status in {301, 307, 308} or 400 <= answer.status < 500:
+            refusal = self._refusal(answer, action)
+            raise _not_offered(refusal, action) or refusal
+        if not 200 <= answer.status < 300:
+            raise UnknownOutcomeError(f"SCM answered HTTP {answer.status}")
+        if not _is_plain(answer):
+            raise UnknownOutcomeError(f"SCM answered HTTP {answer.status} and what cannot be read")
+        return answer.json() or {}
+
+    def _download(self, cert_id: str, path: str, accept: str) -> bytes | None:
+        """Return the certificates of an order; None while SCM has none, or is not to be asked."""
+        if time.monotonic() < self._not_before.get(cert_id, 0.0):
+            return None
+        answer = self._channel.get(path, accept)
+        if answer.status == 200 and _PEM_BLOCK.search(answer.body):
+            return answer.body
+        pending = _code(answer.json(), "code") in _PENDING_CODES
+        if answer.status in {400, 404} and pending:
+            self._not_before[cert_id] = time.monotonic() + (answer.retry_after() or 0.0)
+            return None
+        raise self._refusal(answer, "download")
+
+    def _status(self, path: str) -> str:
+        answer = self._channel.get(path)
+        status = (answer.json() or {}).get("status")
+        if answer.status != 200 or not isinstance(status, str):
+            raise self._refusal(answer, "status")
+        return re.sub(r"[\s_\x00-\x1f\x7f]", "", status).upper()
+
+    def _end(self, method: str, path: str, data: Document) -> None:
+        """Revoke; what is revoked already is fine."""
+        answer = self._channel.write(method, path, data)
+        done = 200 <= answer.status < 300 and _is_plain(answer)
+        if not done and _code(answer.json(), "code") not in _REVOKED_CODES:
+            raise self._refusal(answer, "revocation")
 
 
-class EnrollmentApi:
+class EnrollmentApi(RestApi):
     """The SSL Certificates REST API (version 25.11), as far as it is used; a Sectigo."""
 
     replaces_in_place = False
 
     def __init__(self, config: ScmConfig, tokens: Tokens, context: Context) -> None:
-        self._channel = Channel(config, "/api/v1/certificates", tokens, context)
+        super().__init__(Channel(config, ["/api/v1/certificates"], "", tokens, context))
 
     def prepare(self, _profile: Profile) -> None:
         self._channel.log_in()
 
     def order(self, profile: Profile, order: Order) -> str:
         path = "" if order.action == "enroll" else f"/{_part(order.previous or '')}/{order.action}"
-        body = _order_body(profile, order)
-        return _order_id(self._channel.place(path, body, order.action), "certId")
+        data = self._place(path, _order_body(profile, order), order.action)
+        return _order_id(data, "certId")
 
     def download(self, cert_id: str) -> bytes | None:
-        return _issued(self._channel.get(f"/{_part(cert_id)}", accept=_ACCEPT_PEM))
+        return self._download(cert_id, f"/{_part(cert_id)}", _ACCEPT_PEM)
 
     def status(self, cert_id: str) -> str:
-        return _status(self._channel.get(f"/{_part(cert_id)}/status"))
+        return self._status(f"/{_part(cert_id)}/status")
 
     def revoke(self, cert_id: str, reason: int, message: str) -> None:
-        body: Document = {"reasonCode": reason, "message": message}
-        _check_revoked(self._channel.write("DELETE", f"/{_part(cert_id)}", body))
+        self._end("DELETE", f"/{_part(cert_id)}", {"reasonCode": reason, "message": message})
 
     def find(self, profile: Profile, order: Order, _known: Sequence[str]) -> str | None:
         """Give up: this API has neither a list nor a search."""
         raise UnknownOutcomeError(unknown_outcome_text(profile.name, order))
+
+    def _remedies(self, action: str) -> Mapping[int, str]:
+        """Return them: the account fixes profile and term, but a renewal may have to name them."""
+        if action == "renew":
+            term, profile = "choose an enrollment.term that the SCM profile has", _GIVE_PROFILE
+        else:
+            term = "choose another term for the REST account in SCM"
+            profile = "choose another certificate profile for the REST account in SCM"
+        missing = {-7: _GIVE_PROFILE} if action == "renew" else {}
+        by_code = dict.fromkeys(_WRONG_TERM, term) | dict.fromkeys(_WRONG_PROFILE, profile)
+        return {**_SCM_REMEDIES, **by_code, **missing}
 
 
 def _by_age(cert_id: str) -> int:
@@ -3363,24 +3489,25 @@ def _admin_enrollment(config: ScmConfig, profile: Profile, order: Order) -> Docu
     return {key: value for key, value in body.items() if value}
 
 
-class AdminApi:
-    """The SCM Admin API for SSL certificates (version 25.9), as far as it is used; a Sectigo."""
+class AdminApi(RestApi):
+    """The SCM Admin API for SSL certificates (version 25.9), as far as it is used; a Sectigo.
+
+    Release 26.7 has the same operations under v2 only.
+    """
 
     replaces_in_place = True
 
     def __init__(self, config: ScmConfig, tokens: Tokens, context: Context) -> None:
         self._config = config
-        self._channel = Channel(config, "/api/ssl/v1", tokens, context)
+        self._type_list = f"/types?organizationId={config.org_id}"
+        paths = ["/api/ssl/v1", "/api/ssl/v2"]
+        super().__init__(Channel(config, paths, self._type_list, tokens, context))
         self._types: list[Document] = []
 
     def prepare(self, profile: Profile) -> None:
         """Log in, and check certificate type, term and key type against what SCM offers."""
         self._channel.log_in()
-        if not self._types:
-            answer = self._channel.get(f"/types?organizationId={self._config.org_id}")
-            self._types = answer.json_list()
-            if answer.status != 200:
-                raise _scm_error(answer, "list of types")
+        self._types = self._types or self._list(self._type_list, "list of types")[0]
         wanted = str(self._config.cert_type)
         offered = next((each for each in self._types if str(each.get("id")) == wanted), None)
         if offered is None:
@@ -3397,10 +3524,10 @@ class AdminApi:
     def order(self, profile: Profile, order: Order) -> str:
         if order.action == "enroll":
             body = _admin_enrollment(self._config, profile, order)
-            return _order_id(self._channel.place("/enroll", body, "enroll"), "sslId")
+            return _order_id(self._place("/enroll", body, "enroll"), "sslId")
         before = _part(order.previous or "")
         if order.action == "renew":
-            data = self._channel.place(f"/renewById/{before}", {"csr": order.csr}, "renew")
+            data = self._place(f"/renewById/{before}", {"csr": order.csr}, "renew")
             return _order_id(data, "sslId")
         body = {
             "csr": order.csr,
@@ -3408,19 +3535,19 @@ class AdminApi:
             "commonName": profile.subject.common_name,
             "subjectAlternativeNames": _other_names(profile),
         }
-        self._channel.place(f"/replace/{before}", body, "replace")
+        self._place(f"/replace/{before}", body, "replace")
         return order.previous or ""
 
     def download(self, cert_id: str) -> bytes | None:
         accept = "application/octet-stream, */*;q=0.8"
-        return _issued(self._channel.get(f"/collect/{_part(cert_id)}?format=x509", accept))
+        return self._download(cert_id, f"/collect/{_part(cert_id)}?format=x509", accept)
 
     def status(self, cert_id: str) -> str:
-        return _status(self._channel.get(f"/{_part(cert_id)}"))
+        return self._status(f"/{_part(cert_id)}")
 
     def revoke(self, cert_id: str, reason: int, message: str) -> None:
-        body: Document = {"reasonCode": str(reason), "reason": message}  # text since 25.9
-        _check_revoked(self._channel.write("POST", f"/revoke/{_part(cert_id)}", body))
+        body = {"reasonCode": str(reason), "reason": message}  # text since 25.9
+        self._end("POST", f"/revoke/{_part(cert_id)}", body)
 
     def find(self, profile: Profile, order: Order, known: Sequence[str]) -> str | None:
         """Look by common name for a certificate with the CSR's key; newest first.
@@ -3433,7 +3560,9 @@ class AdminApi:
         for cert_id in replaced or self._named(profile, known):
             try:
                 answer = self.download(cert_id)
-            except ScmError:
+            except ScmError as error:
+                if error.kind != "rejected" or error.code is None:
+                    raise  # not SCM's word that this id has no certificate
                 continue
             if answer is not None and answers_csr(answer, order.csr or ""):
                 return cert_id
@@ -3447,12 +3576,35 @@ class AdminApi:
         return None
 
     def _named(self, profile: Profile, known: Sequence[str]) -> list[str]:
-        query = urllib.parse.urlencode({"commonName": profile.subject.common_name, "size": 200})
-        answer = self._channel.get(f"?{query}")
-        if answer.status != 200:
-            raise _scm_error(answer, "list")
-        ids = [str(row.get("sslId")) for row in answer.json_list()]
+        """Return the ids of all certificates for a common name, the newest first."""
+        ids: dict[str, None] = {}
+        for _ in range(_MOST_PAGES):
+            query = {"commonName": profile.subject.common_name, "size": _LARGEST_PAGE}
+            page = urllib.parse.urlencode({**query, "position": len(ids)})
+            rows, total = self._list(f"?{page}", "list")
+            found = [str(row["sslId"]) for row in rows if row.get("sslId")]
+            if set(found) <= set(ids):  # also of a server that gives the same page again
+                break
+            ids |= dict.fromkeys(found)
+            if len(ids) >= (total or 0) > 0:
+                break
         return sorted((each for each in ids if each not in known), key=_by_age, reverse=True)
+
+    def _list(self, path: str, name: str) -> tuple[list[Document], int | None]:
+        """Return a page of a list, and how long the list is, where SCM tells."""
+        answer = self._channel.get(path)
+        rows = answer.json_list()
+        if answer.status != 200 or rows is None:
+            raise self._refusal(answer, name)
+        total = answer.headers.get("X-Total-Count", "")
+        return rows, int(total) if total.isascii() and total.isdigit() else None
+
+    def _remedies(self, _action: str) -> Mapping[int, str]:
+        """Return them: type, term and organization stand in scm.yaml."""
+        term = "choose a term in scm.yaml that SCM offers for cert_type"
+        profile = "choose a cert_type in scm.yaml that SCM offers to org_id"
+        by_code = dict.fromkeys(_WRONG_TERM, term) | dict.fromkeys(_WRONG_PROFILE, profile)
+        return {**_SCM_REMEDIES, **by_code, -639: "check org_id in scm.yaml"}
 
 
 def connect_to_scm(config: ScmConfig, tokens: Tokens, context: Context) -> Sectigo:

@@ -490,8 +490,8 @@ def test_a_busy_scm_that_stays_busy(lab: Lab) -> None:
     kind, message = failed(lab)
     assert kind == "unavailable"
     assert message == (
-        "SCM refused the enrollment: HTTP 429 and no reason that could be read: the next run "
-        "tries again"
+        "SCM refused the enrollment: no reason that could be read (HTTP 429 from "
+        f"{lab.scm.url}/api/v1/certificates): the next run tries again"
     )
     lab.scm.server.faults.clear()
     assert lab("run").exit_code == 0
