@@ -36,6 +36,7 @@ import base64
 import collections
 import concurrent.futures
 import contextlib
+import copy
 import dataclasses
 import datetime as dt
 import difflib
@@ -64,7 +65,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, Protocol
+from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar
 
 import click
 
@@ -79,6 +80,7 @@ log = logging.getLogger("citrixagent")
 
 Document = dict[str, Any]
 """A YAML or JSON mapping."""
+T = TypeVar("T")
 
 # ----- 1. Errors ------------------------------------------------------------------------------
 
@@ -370,6 +372,36 @@ class Profile:
         return self.key_type.partition("-")[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class Mail:
+    """To whom notifications are mailed, and through which server."""
+
+    to: tuple[str, ...]
+    sender: str
+    host: str
+    port: int
+    username: str
+    password: Secret
+    security: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """agent.yaml: what holds for all profiles. What is empty is off.
+
+    ``problems``: what is wrong with channels, which are off for that.
+    """
+
+    max_orders: int = 100
+    metrics_file: str = ""
+    ping_url: Secret = Secret("")
+    notify_when: str = "trouble"
+    mail: Mail | None = None
+    notify_command: tuple[str, ...] = ()
+    after_change: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
 # ----- 3. YAML --------------------------------------------------------------------------------
 
 
@@ -380,6 +412,10 @@ class Source(Protocol):
 
     def open_to_others(self) -> bool:
         """Tell whether users other than the owner and the group can read the document."""
+        ...
+
+    def resolve(self, path: str) -> str:
+        """Return a path, seen from the document's folder."""
         ...
 
     def resolve_bundle(self, path: str) -> str:
@@ -395,6 +431,9 @@ class Source(Protocol):
 class _NotPlain:
     """A date, or a number in a notation (012, 0x1F, 1_000, 12:30) that readers take differently."""
 
+
+Reader = Callable[[object], T]
+"""Returns what a value of a document means; ValueError says what is wrong, never the value."""
 
 _IN_QUOTES = "put this value in quotes: its first character means something else in YAML"
 _YAML_PROBLEMS = {  # what would quote the value, or puzzle
@@ -415,19 +454,20 @@ class _Mapping(dict[Any, Any]):
 
     def __init__(self) -> None:
         super().__init__()
+        self.lines: dict[str, int] = {}  # where each key stands first
         self.twice: list[tuple[str, int]] = []
 
 
 def _construct_map(loader: Any, node: Any) -> Iterator[_Mapping]:  # noqa: ANN401
     import yaml
 
-    data, seen = _Mapping(), set[str]()
+    data = _Mapping()
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
             continue  # construct_mapping refuses it, with its place
-        if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+        if key.value in data.lines and key.tag != "tag:yaml.org,2002:merge":
             data.twice.append((key.value, key.start_mark.line + 1))
-        seen.add(key.value)
+        data.lines.setdefault(key.value, key.start_mark.line + 1)
     yield data
     data.update(loader.construct_mapping(node))
 
@@ -473,7 +513,15 @@ def _did_you_mean(word: str, words: Iterable[str]) -> str:
     return f': did you mean "{near[0]}"?' if near else ""
 
 
-def _text(value: object, limit: int) -> str:
+class PlacesError(ValueError):
+    """What is wrong at several places below one key."""
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        super().__init__("; ".join(places.values()))
+        self.places = places
+
+
+def _read_text(value: object, check: Callable[[str], str], limit: int) -> str:
     if isinstance(value, (list, dict)):
         raise ValueError("must be text, not a list or a mapping")  # noqa: TRY004 - told as a problem
     if not isinstance(value, str):
@@ -484,7 +532,88 @@ def _text(value: object, limit: int) -> str:
         raise ValueError("must not hold control characters or line breaks")
     if len(value) > limit:
         raise ValueError(f"must not be longer than {limit} characters")
+    return check(value)
+
+
+def as_text(check: Callable[[str], str] = str, limit: int = 1024) -> Reader[str]:
+    """Return a reader of texts; ``check`` returns the normal form of one, or raises ValueError."""
+    return functools.partial(_read_text, check=check, limit=limit)
+
+
+def _read_list(value: object, read_item: Reader[T]) -> tuple[T, ...]:
+    if not isinstance(value, list):
+        raise ValueError("must be a list")  # noqa: TRY004
+    found, wrong = list[T](), dict[str, str]()
+    for index, item in enumerate(value):
+        try:
+            found.append(read_item(item))
+        except ValueError as error:
+            wrong[f"[{index}]"] = str(error)
+    if wrong:
+        raise PlacesError(wrong)
+    return tuple(found)
+
+
+def as_list(read_item: Reader[T]) -> Reader[tuple[T, ...]]:
+    """Return a reader of lists that tells what is wrong with every item."""
+    return functools.partial(_read_list, read_item=read_item)
+
+
+def _read_choice(value: object, choices: Sequence[str]) -> str:
+    if value is False and "off" in choices:
+        return "off"  # YAML 1.1 reads a bare off as false
+    if not isinstance(value, str) or value not in choices:
+        hint = _did_you_mean(value, choices) if isinstance(value, str) else ""
+        raise ValueError(f"must be one of {', '.join(choices)}{hint}")
     return value
+
+
+def as_choice(*choices: str) -> Reader[str]:
+    return functools.partial(_read_choice, choices=choices)
+
+
+def as_flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")  # noqa: TRY004
+    return value
+
+
+def _read_number(value: object, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("must be a whole number in plain decimal notation")  # noqa: TRY004
+    if not least <= value <= most:
+        raise ValueError(f"must be between {least} and {most}")
+    return value
+
+
+def as_number(least: int = 1, most: int = 2**31 - 1) -> Reader[int]:
+    return functools.partial(_read_number, least=least, most=most)
+
+
+def as_window(value: object) -> Window:
+    if isinstance(value, str) and (percent := _PERCENT.fullmatch(value.strip())):
+        return Window(share=int(percent[1]) / 100)
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 3650:
+        return Window(days=value)
+    raise ValueError("must be a number of days (1 to 3650) or a share such as 33%")
+
+
+def _read_entries(value: object) -> list[object]:
+    if not isinstance(value, list) or not value:
+        raise ValueError("must be a list with at least one entry")
+    return value
+
+
+def as_command(value: object) -> tuple[str, ...]:
+    """Read a command: the words into which a shell would split it."""
+    text = as_text(limit=4096)(value)
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError:
+        raise ValueError("is not a command: check its quotes") from None
+    if not words:
+        raise ValueError("must not be empty")
+    return words
 
 
 def secret_keys(name: str) -> tuple[str, str, str, str]:
@@ -492,182 +621,131 @@ def secret_keys(name: str) -> tuple[str, str, str, str]:
     return name, f"{name}_file", f"{name}_env", f"{name}_command"
 
 
+def exposed_text(source: Source) -> str:
+    return f"others can read this file, which holds a secret: chmod 600 {shlex.quote(source.file)}"
+
+
 class Section:
-    """A typed reader of one mapping: returns values, collects problems, never echoes a value.
+    """One mapping of a document: returns values, collects problems, never echoes a value.
 
     Every key that is asked for counts as known; ``close`` reports the others. A value that is
-    wrong is reported and stands as its default, so that one pass finds every problem.
+    wrong is reported and stands as its default, so that one pass finds every problem. What is not
+    given here is taken from the section ``below``, and what is wrong with it is told of that place.
     """
 
-    def __init__(self, data: object, source: Source, problems: list[str], path: str = "") -> None:
+    def __init__(
+        self,
+        data: object,
+        source: Source,
+        problems: list[str],
+        path: str = "",
+        *,
+        form: str = "must be a mapping of keys to values",
+        below: Section | None = None,
+    ) -> None:
         self.source = source
+        self.known: list[str] = []
+        self.wrong: set[str] = set()  # the keys whose values could not be read
         self._problems = problems
         self._path = path
-        self._known: list[str] = []
+        self._below = below
         self._data: dict[Any, Any] = data if isinstance(data, dict) else {}
         if data is None:
             self.problem("", "is empty" if not path else "is missing")
         elif not isinstance(data, dict):
-            self.problem("", "must be a mapping of keys to values")
+            self.problem("", form)
         if not isinstance(data, dict):
             self._problems = []  # what is missing below it goes without saying
-        self._find_twins(data)
-
-    def _find_twins(self, data: object, path: str = "") -> None:
         for key, line in data.twice if isinstance(data, _Mapping) else ():
-            self.problem(f"{path}{key}", f"stands twice, again in line {line}")
+            self._tell_key(key, f"stands twice, again in line {line}")
 
     def problem(self, key: str, text: str) -> None:
         place = ".".join(part for part in (self._path, _CONTROL.sub("?", key)) if part)
         where = f"{self.source.file}: {place}" if place else self.source.file
         self._problems.append(f"{where}: {text}")
 
+    def _tell_key(self, key: str, text: str) -> None:
+        """Report a key, but by its line where it may hold a value, a secret for one."""
+        if self._data.get(key) is not None and not re.search(r"[\s:=]", key):
+            self.problem(key, text)
+            return
+        line = self._data.lines.get(key) if isinstance(self._data, _Mapping) else None
+        hidden = "not shown, for it may hold a value: is a blank missing behind its colon?"
+        self.problem(f"<line {line or '?'}>", f"{text}; {hidden}")
+
+    def giver(self, key: str) -> Section:
+        """Return the section whose value counts: this one, or the one below it."""
+        if self._data.get(key) is None and self._below and self._below.given(key):
+            return self._below
+        return self
+
+    def value(self, key: str) -> object:
+        self.known.append(key)
+        return self.giver(key)._data.get(key)  # noqa: SLF001 - one of its own kind
+
     def given(self, key: str) -> bool:
-        return self._data.get(key) is not None
+        return self.giver(key)._data.get(key) is not None  # noqa: SLF001
+
+    def names(self) -> list[str]:
+        """Return the keys that are given, here or below; all of them count as known."""
+        below = self._below.names() if self._below else []
+        self.known += [key for key in self._data if ":" not in str(key)]  # else a blank is missing
+        return list(dict.fromkeys([*below, *filter(self.given, self._data)]))
+
+    def apart(self, problems: list[str]) -> Section:
+        """Return this section, telling what is wrong with it from now on elsewhere."""
+        other = copy.copy(self)
+        other._problems = problems  # noqa: SLF001
+        return other
 
     def close(self) -> None:
         """Report the keys that nothing asked for."""
         for key in self._data:
             if not isinstance(key, str):
                 self.problem("", "a key is not text: put it in quotes")
-            elif key not in self._known:
-                self.problem(key, f"unknown key{_did_you_mean(key, self._known)}")
+            elif key not in self.known:
+                self._tell_key(key, f"unknown key{_did_you_mean(key, self.known)}")
 
-    def _take(self, key: str, *, required: bool = False) -> Any:  # noqa: ANN401 - YAML
-        self._known.append(key)
-        value = self._data.get(key)
-        if value is None and required:
-            self.problem(key, "is missing")
-        return value
-
-    def text(
-        self,
-        key: str,
-        default: str = "",
-        *,
-        required: bool = False,
-        check: Callable[[str], str] = str,
-        limit: int = 1024,
-    ) -> str:
-        """Return a text; ``check`` returns its normal form or says what is wrong (ValueError)."""
-        value = self._take(key, required=required)
+    def get(self, key: str, read: Reader[T], default: T, *, required: bool = False) -> T:
+        """Return what ``read`` makes of a value; the default where it is missing or wrong."""
+        value, giver = self.value(key), self.giver(key)
         if value is None:
+            if required:
+                self.problem(key, "is missing")
             return default
         try:
-            return check(_text(value, limit))
+            return read(value)
+        except PlacesError as error:
+            for place, text in error.places.items():
+                giver.problem(f"{key}{place}", text)
         except ValueError as error:
-            self.problem(key, str(error))
-            return default
-
-    def texts(self, key: str, check: Callable[[str], str]) -> tuple[str, ...]:
-        value = self._take(key)
-        if value is None:
-            return ()
-        if not isinstance(value, list):
-            self.problem(key, "must be a list")
-            return ()
-        found = []
-        for index, item in enumerate(value):
-            try:
-                found.append(check(_text(item, 253)))
-            except ValueError as error:
-                self.problem(f"{key}[{index}]", str(error))
-        return tuple(found)
-
-    def choice(self, key: str, choices: Sequence[str], default: str = "") -> str:
-        """Return one of ``choices``; without a default the key is required."""
-        value = self._take(key, required=not default)
-        if value is None:
-            return default
-        if value is False and "off" in choices:
-            value = "off"  # YAML 1.1 reads a bare off as false
-        if not isinstance(value, str) or value not in choices:
-            hint = _did_you_mean(value, choices) if isinstance(value, str) else ""
-            self.problem(key, f"must be one of {', '.join(choices)}{hint}")
-            return default
-        return value
-
-    def flag(self, key: str, *, default: bool) -> bool:
-        value = self._take(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            self.problem(key, "must be true or false")
-            return default
-        return value
-
-    def number(
-        self, key: str, default: int | None = None, *, least: int = 1, most: int = 2**31 - 1
-    ) -> int | None:
-        value = self._take(key)
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int):
-            self.problem(key, "must be a whole number in plain decimal notation")
-            return default
-        if not least <= value <= most:
-            self.problem(key, f"must be between {least} and {most}")
-            return default
-        return value
-
-    def required_number(self, key: str) -> int:
-        if not self.given(key):
-            self.problem(key, "is missing")
-        return self.number(key) or 0
+            giver.problem(key, str(error))
+        self.wrong.add(key)
+        return default
 
     def forbid(self, keys: Iterable[str], text: str) -> None:
         for key in keys:
-            self._known.append(key)
+            self.known.append(key)
             if self.given(key):
                 self.problem(key, text)
 
-    def seconds(self, key: str, default: int, *, least: int = 1, most: int = 3600) -> int:
-        value = self.number(key, default, least=least, most=most)
-        return default if value is None else value
-
-    def window(self, key: str) -> Window:
-        value = self._take(key)
-        percent = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
-        if value is None:
-            return Window()
-        if percent:
-            return Window(share=int(percent[1]) / 100)
-        if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 3650:
-            return Window(days=value)
-        self.problem(key, "must be a number of days (1 to 3650) or a share such as 33%")
-        return Window()
-
     def pairs(self, key: str) -> tuple[tuple[str, str], ...]:
         """Return a mapping of names to texts."""
-        value = self._take(key)
-        if value is None:
-            return ()
-        if not isinstance(value, dict):
-            self.problem(key, "must be a mapping of names to texts")
-            return ()
-        self._find_twins(value, f"{key}.")
+        fields = self.section(key, form="must be a mapping of names to texts")
         found = []
-        for name, item in value.items():
+        for name in fields.names():
             try:
-                found.append((_text(name, 256), _text(item, 4096)))
+                as_text(limit=256)(name)
             except ValueError as error:
-                self.problem(f"{key}.{name}", str(error))
+                fields.problem(str(name), str(error))
+            found.append((name, fields.get(name, as_text(limit=4096), "")))
+        fields.close()
         return tuple(found)
-
-    def file(self, key: str) -> str | None:
-        path = self.text(key)
-        if not path:
-            return None
-        try:
-            return self.source.resolve_bundle(path)
-        except ValueError as error:
-            self.problem(key, str(error))
-            return None
 
     def secret(self, key: str) -> Secret:
         """Return a secret, given in one of its four ways."""
         ways = dict(zip(secret_keys(key), ("inline", "file", "env", "command"), strict=True))
-        self._known.extend(ways)
+        self.known.extend(ways)
         given = [name for name in ways if self.given(name)]
         if len(given) != 1:
             rule = f"give exactly one of {', '.join(ways)}"
@@ -675,48 +753,49 @@ class Section:
                 key, f"is given more than once: {rule}" if given else f"is missing: {rule}"
             )
             return Secret("")
-        try:
-            return Secret(self._fetch(ways[given[0]], _text(self._data[given[0]], 4096)))
-        except ValueError as error:
-            self.problem(given[0], str(error))
-            return Secret("")
+        fetch = functools.partial(self._fetch, ways[given[0]])
+        return Secret(self.get(given[0], as_text(fetch, 4096), ""))
 
     def _fetch(self, way: str, value: str) -> str:
         if way != "inline":
             value = self.source.fetch(way, value)
         elif self.source.open_to_others():
-            raise ValueError(
-                f"others can read this file, which holds a secret: chmod 600 {self.source.file}"
-            )
+            raise ValueError(exposed_text(self.source))
         if not value.strip():
             raise ValueError("gives an empty secret")
         if _CONTROL.search(value):
             raise ValueError("gives a secret with control characters or line breaks")
         return value
 
-    def section(self, key: str, *, required: bool = False) -> Section:
-        value = self._take(key)
-        path = f"{self._path}.{key}" if self._path else key
+    def _path_to(self, key: str) -> str:
+        return f"{self._path}.{key}" if self._path else key
+
+    def section(
+        self,
+        key: str,
+        *,
+        required: bool = False,
+        alone: bool = False,
+        form: str = "must be a mapping of keys to values",
+    ) -> Section:
+        """Return the reader of a mapping; unless ``alone``, the one below gives what it lacks."""
+        self.known.append(key)
+        value, below = self._data.get(key), None
+        if self._below and self._below.given(key) and not alone:
+            below = self._below.section(key, form=form)
+        if value is None and (below or not required):
+            value = {}
         return Section(
-            {} if value is None and not required else value, self.source, self._problems, path
+            value, self.source, self._problems, self._path_to(key), form=form, below=below
         )
 
     def sections(self, key: str) -> list[Section]:
         """Return the readers of a list of mappings, which must hold at least one."""
-        value = self._take(key, required=True)
-        if value is None:
-            return []
-        if not isinstance(value, list) or not value:
-            self.problem(key, "must be a list with at least one entry")
-            return []
-        path = f"{self._path}.{key}" if self._path else key
+        items = self.get(key, _read_entries, list[object](), required=True)
         return [
-            Section(item, self.source, self._problems, f"{path}[{index}]")
-            for index, item in enumerate(value)
+            Section(item, self.source, self._problems, f"{self._path_to(key)}[{index}]")
+            for index, item in enumerate(items)
         ]
-
-    def value(self, key: str) -> Any:  # noqa: ANN401 - YAML
-        return self._take(key)
 
 
 # ----- 4. Files -------------------------------------------------------------------------------
@@ -808,6 +887,11 @@ def _check_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _check_ping(text: str) -> None:
+    parts = urllib.parse.urlsplit(text)
+    _check_url(parts._replace(query="").geturl())
+
+
 def _check_scm_url(text: str) -> str:
     url = _check_url(text)
     for ending in ("/certificates", "/v1", "/api"):
@@ -869,7 +953,7 @@ _OAUTH_KEYS = ("client_id", *secret_keys("client_secret"))
 def parse_scm(document: object, source: Source, problems: list[str]) -> ScmConfig:
     """Read scm.yaml; what is wrong is added to ``problems``."""
     section = Section(document, source, problems)
-    api = section.choice("api", ("enrollment", "admin"), "enrollment")
+    api = section.get("api", as_choice("enrollment", "admin"), "enrollment")
     is_admin = api == "admin"
     by_login = is_admin and any(map(section.given, _LOGIN_KEYS))
     if not is_admin:
@@ -878,30 +962,30 @@ def parse_scm(document: object, source: Source, problems: list[str]) -> ScmConfi
         section.forbid(_OAUTH_KEYS, "is given beside a login: give either of them")
     config = ScmConfig(
         api=api,
-        url=section.text("url", required=True, check=_check_scm_url),
-        client_id="" if by_login else section.text("client_id", required=True),
+        url=section.get("url", as_text(_check_scm_url), "", required=True),
+        client_id="" if by_login else section.get("client_id", as_text(), "", required=True),
         client_secret=Secret("") if by_login else section.secret("client_secret"),
-        customer_uri=section.text("customer_uri", required=True) if by_login else "",
-        login=section.text("login", required=True) if by_login else "",
+        customer_uri=section.get("customer_uri", as_text(), "", required=True) if by_login else "",
+        login=section.get("login", as_text(), "", required=True) if by_login else "",
         password=section.secret("password") if by_login else Secret(""),
-        org_id=section.required_number("org_id") if is_admin else 0,
-        cert_type=section.required_number("cert_type") if is_admin else 0,
-        term=section.required_number("term") if is_admin else 0,
-        token_url=section.text("token_url", TOKEN_URL, check=_check_url),
-        check_revocation=section.flag("check_revocation", default=True),
-        tls=Tls(ca_bundle=section.file("ca_bundle")),
-        proxy=section.text("proxy", check=_check_proxy) or None,
-        timeout=section.seconds("timeout", 30),
+        org_id=section.get("org_id", as_number(), 0, required=True) if is_admin else 0,
+        cert_type=section.get("cert_type", as_number(), 0, required=True) if is_admin else 0,
+        term=section.get("term", as_number(), 0, required=True) if is_admin else 0,
+        token_url=section.get("token_url", as_text(_check_url), TOKEN_URL),
+        check_revocation=section.get("check_revocation", as_flag, default=True),
+        tls=Tls(ca_bundle=section.get("ca_bundle", as_text(section.source.resolve_bundle), None)),
+        proxy=section.get("proxy", as_text(_check_proxy), None),
+        timeout=section.get("timeout", as_number(1, 3600), 30),
     )
     section.close()
     return config
 
 
 def _parse_tls(section: Section) -> Tls:
-    verify = section.flag("verify", default=True)
+    verify = section.get("verify", as_flag, default=True)
     tls = Tls(
-        ca_bundle=section.file("ca_bundle"),
-        fingerprint=section.text("fingerprint", check=_check_fingerprint) or None,
+        ca_bundle=section.get("ca_bundle", as_text(section.source.resolve_bundle), None),
+        fingerprint=section.get("fingerprint", as_text(_check_fingerprint), None),
         verify=verify,
     )
     given = [key for key in ("ca_bundle", "fingerprint") if section.given(key)]
@@ -914,22 +998,22 @@ def _parse_tls(section: Section) -> Tls:
 def parse_appliance(section: Section) -> Appliance:
     """Read a ``citrix:`` block."""
     if isinstance(section.value("host"), list):
-        hosts = section.texts("host", _check_host)
+        hosts = section.get("host", as_list(as_text(_check_host, 253)), tuple[str, ...]())
         if len(set(hosts)) != 2:
             section.problem("host", "must be one address, or a list of both nodes of an HA pair")
     else:
-        hosts = (section.text("host", required=True, check=_check_host),)
-    partition = section.text("partition", limit=31)
+        hosts = (section.get("host", as_text(_check_host), "", required=True),)
+    partition = section.get("partition", as_text(limit=31), "")
     if partition and not section.given("ssl_directory"):
         text = "is missing: with citrix.partition it must be given, no default is right everywhere"
         section.problem("ssl_directory", text)
     appliance = Appliance(
         hosts=hosts or ("",),
-        username=section.text("username", required=True, limit=127),
+        username=section.get("username", as_text(limit=127), "", required=True),
         password=section.secret("password"),
         tls=_parse_tls(section),
-        timeout=section.seconds("timeout", 60),
-        ssl_directory=section.text("ssl_directory", SSL_DIRECTORY, check=_check_directory),
+        timeout=section.get("timeout", as_number(1, 3600), 60),
+        ssl_directory=section.get("ssl_directory", as_text(_check_directory), SSL_DIRECTORY),
         partition=partition,
     )
     section.close()
@@ -947,37 +1031,39 @@ def _parse_citrix(
     appliance_named: Callable[[str, list[str]], Appliance],
     problems: list[str],
 ) -> Appliance:
-    if not isinstance(root.value("citrix"), str):
-        return parse_appliance(root.section("citrix", required=True))
-    if not (name := root.text("citrix")):
+    giver = root.giver("citrix")
+    if giver is root and not isinstance(root.value("citrix"), str):
+        return parse_appliance(root.section("citrix", required=True, alone=True))
+    if not (name := root.get("citrix", as_text(), "")):
         return NO_APPLIANCE
     try:
         return appliance_named(name, problems)
     except ValueError as error:
-        root.problem("citrix", str(error))
+        giver.problem("citrix", str(error))
         return NO_APPLIANCE
 
 
 def _parse_virtual_servers(root: Section) -> tuple[VirtualServer, ...]:
     servers: list[VirtualServer] = []
     for section in root.sections("virtual_servers"):
-        connect = section.text("connect", check=_check_connect)
+        connect = section.get("connect", as_text(_check_connect), "")
         server = VirtualServer(
-            name=section.text("name", required=True, limit=127),
-            kind=section.choice("type", VIRTUAL_SERVER_KINDS),
+            name=section.get("name", as_text(limit=127), "", required=True),
+            kind=section.get("type", as_choice(*VIRTUAL_SERVER_KINDS), "", required=True),
             connect=split_host_port(connect, None) if connect else None,
-            sni=section.flag("sni", default=False),
+            sni=section.get("sni", as_flag, default=False),
         )
         if server.name and (server.name, server.sni) in [(each.name, each.sni) for each in servers]:
             section.problem("name", f'the virtual server "{server.name}" stands twice')
-        servers.append(server)
+        # What cannot be read claims no place that another profile may have.
+        servers.append(dataclasses.replace(server, name="") if section.wrong else server)
         section.close()
     return tuple(servers)
 
 
 def _parse_certkey(certificate: Section, profile_name: str) -> str:
     if certificate.given("name"):
-        return certificate.text("name", check=_check_certkey)
+        return certificate.get("name", as_text(_check_certkey), "")
     certificate.value("name")
     default = shorten(profile_name)
     try:
@@ -990,32 +1076,59 @@ def _parse_certkey(certificate: Section, profile_name: str) -> str:
 def _parse_subject(certificate: Section, common_name: str) -> Subject:
     return Subject(
         common_name=common_name,
-        organization=certificate.text("organization", required=True, limit=64),
-        organizational_unit=certificate.text("organizational_unit", limit=64),
-        locality=certificate.text("locality", limit=128),
-        state=certificate.text("state", required=True, limit=128),
-        country=certificate.text("country", required=True, check=_check_country),
-        email=certificate.text("email", check=_check_email, limit=255),
+        organization=certificate.get("organization", as_text(limit=64), "", required=True),
+        organizational_unit=certificate.get("organizational_unit", as_text(limit=64), ""),
+        locality=certificate.get("locality", as_text(limit=128), ""),
+        state=certificate.get("state", as_text(limit=128), "", required=True),
+        country=certificate.get("country", as_text(_check_country), "", required=True),
+        email=certificate.get("email", as_text(_check_email, 255), ""),
     )
+
+
+def _parse_certificate(section: Section, name: str) -> tuple[str, Subject, tuple[str, ...], str]:
+    """Return certkey, subject, all names and key type (empty where it is wrong)."""
+    common_name = section.get("common_name", as_text(_check_common_name), "", required=True)
+    others = section.get(
+        "subject_alternative_names", as_list(as_text(check_name, 253)), tuple[str, ...]()
+    )
+    certkey = _parse_certkey(section, name)
+    subject = _parse_subject(section, common_name)
+    key_type = section.get("key_type", as_choice(*KEY_TYPES), "RSA-2048")
+    section.close()
+    names = tuple(dict.fromkeys((common_name, *others)))
+    return certkey, subject, names, "" if "key_type" in section.wrong else key_type
+
+
+def _parse_renewal(section: Section) -> tuple[bool, Window, str]:
+    auto_renew = section.get("auto_renew", as_flag, default=True)
+    window = section.get("expiry_window", as_window, Window())
+    on_change = section.get("on_change", as_choice("replace", "enroll", "report"), "replace")
+    section.close()
+    return auto_renew, window, on_change
 
 
 def _parse_enrollment(section: Section) -> Enrollment:
     enrollment = Enrollment(
-        comments=section.text("comments", limit=1024),
-        external_requester=section.text("external_requester", limit=512),
+        comments=section.get("comments", as_text(), ""),
+        external_requester=section.get("external_requester", as_text(limit=512), ""),
         custom_fields=section.pairs("custom_fields"),
-        profile_id=section.number("profile_id"),
-        term=section.number("term", most=3650),
-        max_wait=section.seconds("max_wait", 600, least=0, most=86400),
+        profile_id=section.get("profile_id", as_number(), None),
+        term=section.get("term", as_number(1, 3650), None),
+        max_wait=section.get("max_wait", as_number(0, 86400), Enrollment.max_wait),
     )
     section.close()
     return enrollment
 
 
+def _parse_verification(section: Section) -> str:
+    handshake = section.get("handshake", as_choice("try", "required", "off"), "try")
+    section.close()
+    return handshake
+
+
 def parse_profile(
     name: str,
-    document: object,
-    source: Source,
+    root: Section,
     appliance_named: Callable[[str, list[str]], Appliance],
     problems: list[str],
 ) -> Profile:
@@ -1024,32 +1137,143 @@ def parse_profile(
     ``appliance_named`` returns the appliance of a file in appliances/ and adds that file's
     problems; it raises ValueError where there is no such file.
     """
-    root = Section(document, source, problems)
     appliance = _parse_citrix(root, appliance_named, problems)
     servers = _parse_virtual_servers(root)
-    certificate = root.section("certificate", required=True)
-    renewal = root.section("renewal")
-    verification = root.section("verification")
-    common_name = certificate.text("common_name", required=True, check=_check_common_name)
-    names = (common_name, *certificate.texts("subject_alternative_names", check_name))
+    certkey, subject, names, key_type = _parse_certificate(
+        root.section("certificate", required=True), name
+    )
+    auto_renew, window, on_change = _parse_renewal(root.section("renewal"))
     profile = Profile(
         name=name,
         appliance=appliance,
         virtual_servers=servers,
-        certkey=_parse_certkey(certificate, name),
-        subject=_parse_subject(certificate, common_name),
-        names=tuple(dict.fromkeys(names)),
-        key_type=certificate.choice("key_type", KEY_TYPES, "RSA-2048"),
-        auto_renew=renewal.flag("auto_renew", default=True),
-        window=renewal.window("expiry_window"),
-        on_change=renewal.choice("on_change", ("replace", "enroll", "report"), "replace"),
+        certkey=certkey,
+        subject=subject,
+        names=names,
+        key_type=key_type,
+        auto_renew=auto_renew,
+        window=window,
+        on_change=on_change,
         enrollment=_parse_enrollment(root.section("enrollment")),
-        handshake=verification.choice("handshake", ("try", "required", "off"), "try"),
+        handshake=_parse_verification(root.section("verification")),
         notices=_notices(appliance),
     )
-    for section in (certificate, renewal, verification, root):
-        section.close()
+    root.close()
     return profile
+
+
+_NO_DEFAULTS = ("name", "common_name", "subject_alternative_names")
+
+
+def _known_keys(parse: Callable[[Section], object], source: Source) -> list[str]:
+    section = Section({}, source, [])
+    parse(section)
+    return section.known
+
+
+def _check_defaults(defaults: Section) -> None:
+    """Report the keys that no profile takes; what is wrong with values is told of the profiles."""
+    blocks: dict[str, Callable[[Section], object]] = {
+        "certificate": lambda section: _parse_certificate(section, ""),
+        "renewal": _parse_renewal,
+        "enrollment": _parse_enrollment,
+        "verification": _parse_verification,
+    }
+    for key, parse in blocks.items():
+        if isinstance(defaults.value(key), dict):
+            block = defaults.section(key)
+            block.known = _known_keys(parse, defaults.source)
+            if key == "certificate":
+                block.forbid(_NO_DEFAULTS, "has no default: give it in the profile")
+            block.close()
+    defaults.known += ["citrix"]
+    defaults.forbid(["virtual_servers"], "has no default: give it in the profile")
+    defaults.close()
+
+
+_MAIL_PORTS = {"starttls": 587, "tls": 465, "none": 25}
+
+
+def _parse_mail(section: Section) -> Mail:
+    security = section.get("security", as_choice(*_MAIL_PORTS), "starttls")
+    recipients = section.get("to", as_list(as_text(_check_email, 255)), tuple[str, ...]())
+    if not (recipients or "to" in section.wrong):
+        section.problem("to", "must be a list with at least one address")
+    sender = section.get("from", as_text(_check_email, 255), "", required=True)
+    server = section.get("server", as_text(_check_host), "", required=True)
+    username = section.get("username", as_text(), "")
+    host, port = split_host_port(server, _MAIL_PORTS[security]) if server else ("", 0)
+    if not username:
+        section.forbid(secret_keys("password"), "needs username")
+    elif security == "none" and not _is_loopback(host):
+        section.problem(
+            "security", "must not be none with a username: its password would be sent in clear text"
+        )
+    password = section.secret("password") if username else Secret("")
+    section.close()
+    return Mail(recipients, sender, host, port, username, password, security)
+
+
+def _parse_notify(root: Section, problems: list[str]) -> tuple[str, Mail | None, tuple[str, ...]]:
+    """Return when, mail and command; what is wrong with one of the last two is that one's alone."""
+    own: list[str] = []
+    notify = root.apart(own).section("notify")
+    when = notify.get("when", as_choice("trouble", "change", "always"), "trouble")
+    command = notify.apart(problems).get("command", as_command, tuple[str, ...]())
+    wrong_mail: list[str] = []
+    mail = None
+    if notify.value("mail") is not None:
+        mail = _parse_mail(notify.apart(wrong_mail).section("mail"))
+    notify.close()
+    problems += [*own, *wrong_mail]
+    if own:
+        return when, None, ()
+    return when, None if wrong_mail else mail, command
+
+
+def _parse_ping(root: Section, problems: list[str]) -> Secret:
+    wrong: list[str] = []
+    ping = root.apart(wrong)
+    given = any(map(root.given, secret_keys("ping_url")))
+    url = ping.secret("ping_url") if given else Secret("")
+    root.known += secret_keys("ping_url")
+    if url.value:
+        try:
+            _check_ping(url.value)
+        except ValueError:  # not told what is wrong: the address itself is the secret
+            ping.problem(
+                "ping_url", "must be an https:// address, without a user name or a fragment"
+            )
+    problems += wrong
+    return Secret("") if wrong else url
+
+
+def parse_settings(document: object, source: Source, problems: list[str]) -> Settings:
+    """Read agent.yaml; what must stop the program is added to ``problems``.
+
+    What is wrong with a channel turns off that one: a night must not be lost for it.
+    """
+    root = Section(document, source, problems)
+    off: list[str] = []
+    if root.value("defaults") is not None:
+        _check_defaults(root.section("defaults"))
+    max_orders = root.get("max_orders", as_number(), Settings.max_orders)
+    metrics_file = root.apart(off).get("metrics_file", as_text(source.resolve), "")
+    ping_url = _parse_ping(root, off)
+    when, mail, command = _parse_notify(root, off)
+    after_change = root.apart(off).get("after_change", as_command, tuple[str, ...]())
+    root.close()
+    problems += [line for line in off if line.endswith(exposed_text(source))]
+    return Settings(
+        max_orders=max_orders,
+        metrics_file=metrics_file,
+        ping_url=ping_url,
+        notify_when=when,
+        mail=mail,
+        notify_command=command,
+        after_change=after_change,
+        problems=tuple(off),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1067,7 +1291,7 @@ def _claims(profile: Profile) -> Iterator[_Claim]:
         what = f'the certkey "{profile.certkey}"'
         yield _Claim((profile.certkey,), "certificate.name", what, "is also that of {}")
     family = profile.key_family
-    for index, server in enumerate(profile.virtual_servers):
+    for index, server in enumerate(profile.virtual_servers if family else ()):
         key, what = f"virtual_servers[{index}]", f'the virtual server "{server.name}"'
         if server.name and not server.sni:
             others = (
@@ -3815,6 +4039,9 @@ class DiskSource:
     def open_to_others(self) -> bool:
         return bool(self._path.stat().st_mode & stat.S_IROTH)
 
+    def resolve(self, path: str) -> str:
+        return str(self._path.parent / path)
+
     def resolve_bundle(self, path: str) -> str:
         found = self._path.parent / path
         if not _is_file(found):
@@ -3918,13 +4145,14 @@ def _each_once(sites: Iterable[Site]) -> list[Site]:
 
 
 class Home:
-    """The folder with scm.yaml, profiles/ and appliances/."""
+    """The folder with scm.yaml, agent.yaml, profiles/ and appliances/."""
 
     def __init__(self, path: pathlib.Path, redactor: Redactor) -> None:
         self.path = path
         self._folder = path / "profiles"
         self._redactor = redactor
         self._appliances: dict[str, tuple[Appliance, list[str]]] = {}
+        self._agent: tuple[Document, DiskSource] | None = None  # the defaults in agent.yaml
 
     def load_scm(self) -> tuple[ScmConfig | None, list[str]]:
         path, problems = self.path / "scm.yaml", list[str]()
@@ -3939,6 +4167,33 @@ class Home:
         self._redactor.add(config.password.value)
         self._redactor.add(urllib.parse.urlsplit(config.proxy or "").password or "")
         return (None if problems else config), problems
+
+    def load_settings(self) -> tuple[Settings, list[str]]:
+        """Return what agent.yaml says, which may be missing, and what must stop the program."""
+        path, problems = self.path / "agent.yaml", list[str]()
+        if not os.path.lexists(path):
+            return Settings(), []
+        source = DiskSource(path, self._redactor)
+        try:
+            document = source.document()
+        except ValueError as error:
+            return Settings(), [f"{path}: {error}"]
+        if document is None:  # all of it is commented out
+            return Settings(), []
+        settings = parse_settings(document, source, problems)
+        self._redactor.add(settings.ping_url.value)
+        self._redactor.add(settings.mail.password.value if settings.mail else "")
+        defaults = document.get("defaults") if isinstance(document, dict) else None
+        if isinstance(defaults, dict):
+            self._agent = defaults, source
+        return settings, problems
+
+    def defaults(self, problems: list[str]) -> Section | None:
+        """Return what profiles take from agent.yaml, if it was read and gives anything."""
+        if self._agent is None:
+            return None
+        defaults, source = self._agent
+        return Section(defaults, source, problems, "defaults")
 
     def profile_files(self, wanted: Sequence[str]) -> list[pathlib.Path]:
         """Return the files of the named profiles, or of all; UsageError where there is no such."""
@@ -3988,7 +4243,8 @@ class Home:
         except ValueError as error:
             problems.append(f"{path}: {error}")
             return None
-        profile = parse_profile(path.stem, document, source, self._appliance, problems)
+        root = Section(document, source, problems, below=self.defaults(problems))
+        profile = parse_profile(path.stem, root, self._appliance, problems)
         self._redactor.add(profile.appliance.password.value)
         return profile
 
@@ -5672,6 +5928,7 @@ class Session:
         self.context = Context(Interrupt(), self.redactor)
         self.store = Store(app.home)
         self.home = Home(app.home, self.redactor)
+        self.settings = Settings()
         console = Console(self.redactor, quiet=as_json)
         self.report = Report(command, console, as_json, dry_run=dry_run, verbose=app.verbosity > 0)
 
@@ -5718,6 +5975,9 @@ class Session:
         """Read all configuration; AgentError (config) where nothing can be done with it."""
         files = self.home.profile_files(names)
         config, problems = self.home.load_scm()
+        self.settings, found = self.home.load_settings()
+        if found:  # else what is wrong with channels stops nothing
+            problems += dict.fromkeys((*found, *self.settings.problems))
         loaded = self.home.load_profiles(files)
         for name, found in loaded.broken.items():
             result = Result(name)
@@ -5746,6 +6006,9 @@ class Session:
     def execute(self, names: Sequence[str], intent: Intent, wait: int | None, jobs: int) -> None:
         """Load, lock, run, and take the results into the report."""
         config, profiles = self.load(names)
+        if self.settings.problems:
+            text = "\n".join(self.settings.problems)
+            self.report.failures.append(AgentError("config", text))
         if not profiles:
             return
         with self.lock(), self.logging():
@@ -6005,7 +6268,8 @@ class Discovery:
         source = DiskSource(pathlib.Path("profile"), Redactor())
         named = {**document, "citrix": self._site.name}
         site = self._site.appliance
-        profile = parse_profile("", named, source, lambda _name, _problems: site, told)
+        root = Section(named, source, told)
+        profile = parse_profile("", root, lambda _name, _problems: site, told)
         parts = [problem.split(": ", 2) for problem in told]
         return profile, {path: text for _, path, text in parts}
 

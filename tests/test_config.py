@@ -52,6 +52,8 @@ KIND = "must be one of load_balancing, gateway, content_switching, authenticatio
 KEY_TYPE = "must be one of RSA-2048, RSA-3072, RSA-4096, ECDSA-P256, ECDSA-P384"
 ADMIN = "belongs to api: admin"
 EITHER = "is given beside a login: give either of them"
+PING = "must be an https:// address, without a user name or a fragment"
+MAIL = {"to": ["pki@example.com"], "from": "agent@example.com", "server": "smtp.example.com"}
 NO_PASSWORD = (
     "password: is missing: give exactly one of password, password_file, password_env, "
     "password_command"
@@ -709,6 +711,159 @@ APPLIANCE: Table = [
 ]
 
 
+AGENT_FILE = "agent.yaml"
+NO_DEFAULT = "has no default: give it in the profile"
+AGENT: Table = [
+    ("list", {"content": "- defaults\n"}, SECTION),
+    (
+        "syntax",
+        {"content": f"ping_url: '{SECRET}"},
+        "line 1, column 19: found unexpected end of stream",
+    ),
+    (
+        "misspelt",
+        {"content": "default: {}\n"},
+        'default: unknown key: did you mean "defaults"?',
+    ),
+    (
+        "twice",
+        {"content": "max_orders: 1\nmax_orders: 2"},
+        "max_orders: stands twice, again in line 2",
+    ),
+    ("no fuse", {"content": "max_orders: 0"}, f"max_orders: must be between 1 and {2**31 - 1}"),
+    ("text for fuse", {"content": "max_orders: many"}, f"max_orders: {NUMBER}"),
+    ("list for defaults", {"content": "defaults: []"}, f"defaults: {SECTION}"),
+    (
+        "no default for names",
+        {
+            "content": "defaults: {certificate: {name: x, common_name: x, "
+            "subject_alternative_names: []}, virtual_servers: []}"
+        },
+        (
+            f"defaults.certificate.name: {NO_DEFAULT}\n"
+            f"defaults.certificate.common_name: {NO_DEFAULT}\n"
+            f"defaults.certificate.subject_alternative_names: {NO_DEFAULT}\n"
+            f"defaults.virtual_servers: {NO_DEFAULT}"
+        ),
+    ),
+    (
+        "unknown keys for defaults",
+        {"content": "defaults: {certificate: {contry: GB}, renewal: {window: 1}, wibble: 1}"},
+        (
+            'defaults.certificate.contry: unknown key: did you mean "country"?\n'
+            'defaults.renewal.window: unknown key: did you mean "expiry_window"?\n'
+            "defaults.wibble: unknown key"
+        ),
+    ),
+    (
+        "fatal beside a channel",
+        {"content": "max_orders: 0\nafter_change: [x]\n"},
+        f"max_orders: must be between 1 and {2**31 - 1}\nafter_change: {NOT_TEXT}",
+    ),
+]
+CHANNELS: Table = [
+    ("metrics", {"metrics_file": 7}, f"metrics_file: {TEXT}"),
+    ("open quote", {"after_change": "echo 'x"}, "after_change: is not a command: check its quotes"),
+    ("blank", {"after_change": " "}, "after_change: must not be empty"),
+    (
+        "ping twice",
+        {"ping_url": "https://hc.example.com/x", "ping_url_env": "X"},
+        "ping_url: is given more than once: give exactly one of ping_url, ping_url_file, "
+        "ping_url_env, ping_url_command",
+    ),
+    ("http ping", {"ping_url": f"http://hc.example.com/{SECRET}"}, f"ping_url: {PING}"),
+    ("user in ping", {"ping_url": f"https://{SECRET}@hc.example.com/x"}, f"ping_url: {PING}"),
+    (
+        "no ping",
+        {"ping_url_env": "PING"},
+        "ping_url_env: names an environment variable PING that is not set",
+    ),
+    ("number for notify", {"notify": 5}, f"notify: {SECTION}"),
+    (
+        "when",
+        {"notify": {"when": "troubles", "command": "true"}},
+        'notify.when: must be one of trouble, change, always: did you mean "trouble"?',
+    ),
+    (
+        "misspelt",
+        {"notify": {"comand": "true"}},
+        'notify.comand: unknown key: did you mean "command"?',
+    ),
+    ("list for command", {"notify": {"command": ["x"]}}, f"notify.command: {NOT_TEXT}"),
+    (
+        "mail without anything",
+        {"notify": {"mail": {}}},
+        (
+            "notify.mail.to: must be a list with at least one address\n"
+            "notify.mail.from: is missing\n"
+            "notify.mail.server: is missing"
+        ),
+    ),
+    (
+        "wrong mail",
+        {"notify": {"mail": {**MAIL, "to": ["pki"], "from": "x", "server": "a/b", "cc": ["x"]}}},
+        (
+            "notify.mail.to[0]: must be an e-mail address\n"
+            "notify.mail.from: must be an e-mail address\n"
+            f"notify.mail.server: {HOST}\n"
+            "notify.mail.cc: unknown key"
+        ),
+    ),
+    (
+        "login in clear text",
+        {"notify": {"mail": {**MAIL, "username": "x", "password": SECRET, "security": "none"}}},
+        "notify.mail.security: must not be none with a username: its password would be sent in "
+        "clear text",
+    ),
+    (
+        "password alone",
+        {"notify": {"mail": {**MAIL, "password_env": "X"}}},
+        "notify.mail.password_env: needs username",
+    ),
+    (
+        "user alone",
+        {"notify": {"mail": {**MAIL, "username": "x"}}},
+        f"notify.mail.{NO_PASSWORD}",
+    ),
+]
+DEFAULTS: Table = [
+    ("country", {"certificate": {"country": "GBR"}}, f"defaults.certificate.country: {COUNTRY}"),
+    ("no mapping", {"renewal": 5}, f"defaults.renewal: {SECTION}"),
+    ("window", {"renewal": {"expiry_window": "0%"}}, f"defaults.renewal.expiry_window: {WINDOW}"),
+    (
+        "custom field",
+        {"enrollment": {"custom_fields": {"Room": 7}}},
+        f"defaults.enrollment.custom_fields.Room: {TEXT}",
+    ),
+    (
+        "handshake",
+        {"verification": {"handshake": "on"}},
+        "defaults.verification.handshake: must be one of try, required, off",
+    ),
+    ("block", {"citrix": {"host": "ns1"}}, f"defaults.citrix: {NOT_TEXT}"),
+    (
+        "no such appliance",
+        {"citrix": "ns-prod"},
+        "defaults.citrix: there is no file {home}/appliances/ns-prod.yaml",
+    ),
+]
+
+
+def agent(lab: Lab, content: str) -> None:
+    lab.write_profile()
+    lab.write("agent.yaml", content)
+
+
+def defaults(lab: Lab, **blocks: object) -> None:
+    """Write defaults, and a profile that needs them."""
+    lab.write_yaml("agent.yaml", {"defaults": blocks})
+    certificate = {"common_name": "www.example.com", "organization": "X", "state": "Y"}
+    if "certificate" not in blocks:
+        certificate["country"] = "GB"
+    block = {} if "citrix" in blocks else {"citrix": lab.citrix()}
+    lab.write_yaml(WWW, {**block, "virtual_servers": [SERVER], "certificate": certificate})
+
+
 def mode(lab: Lab, file: str, mode: int) -> None:
     """Write a configuration that works, and let others read one of its files."""
     lab.write_yaml("appliances/ns-prod.yaml", {"citrix": lab.citrix()})
@@ -942,6 +1097,8 @@ WRONG = [
     *_rows(line, WWW, LINE),
     *_rows(whole, WWW, WHOLE),
     *_rows(appliance, NS, APPLIANCE),
+    *_rows(agent, AGENT_FILE, AGENT),
+    *_rows(defaults, AGENT_FILE, DEFAULTS),
     *FILES,
 ]
 
@@ -985,6 +1142,104 @@ def refusal(lab: Lab) -> list[str]:
 def test_what_is_wrong_is_told_and_nothing_is_contacted(home: Lab, row: Row) -> None:
     row.write(home, **row.changes)
     assert refusal(home) == [f"{{home}}/{line}" for line in row.lines]
+
+
+CHANNEL_ROWS = list(_rows(agent, AGENT_FILE, CHANNELS))
+
+
+@pytest.mark.parametrize("row", CHANNEL_ROWS, ids=lambda row: row.name)
+def test_a_wrong_channel_turns_off_that_channel_alone(home: Lab, row: Row) -> None:
+    home.write_profile()
+    home.write_yaml(AGENT_FILE, row.changes)
+    told = home.json("run", "--dry-run")
+    assert (told.exit_code, told.profile()["outcome"]) == (1, "planned")
+    (error,) = told.document()["errors"]
+    lines = [line.removeprefix(f"{home.home}/") for line in error["message"].split("\n")]
+    assert (error["kind"], lines) == ("config", row.lines)
+    assert SECRET not in told.text
+
+
+@pytest.mark.parametrize(
+    ("key", "content"),
+    [
+        ("ping_url", {"ping_url": f"https://hc.example.com/{SECRET}"}),
+        (
+            "notify.mail.password",
+            {"notify": {"mail": {**MAIL, "username": "x", "password": SECRET}}},
+        ),
+    ],
+)
+def test_a_secret_in_agent_yaml_that_others_can_read_stops_everything(
+    home: Lab, key: str, content: Mapping[str, object]
+) -> None:
+    home.write_profile()
+    home.write_yaml(AGENT_FILE, content, 0o644)
+    assert refusal(home) == [f"{{home}}/agent.yaml: {key}: {TOO_OPEN}agent.yaml"]
+
+
+def test_defaults_fill_what_a_profile_leaves_out(lab: Lab) -> None:
+    lab.write_yaml("appliances/ns-prod.yaml", lab.citrix())
+    lab.write_yaml(
+        AGENT_FILE,
+        {
+            "defaults": {
+                "citrix": "ns-prod",
+                "certificate": {
+                    "organization": "Default Ltd",
+                    "locality": "London",
+                    "state": "England",
+                    "country": "GB",
+                    "key_type": "RSA-2048",
+                },
+                "enrollment": {"custom_fields": {"Owner": "NetOps", "Room": "7"}, "term": 100},
+            }
+        },
+    )
+    lab.write_yaml(
+        WWW,
+        {
+            "virtual_servers": [SERVER],
+            "certificate": {
+                "common_name": "www.example.com",
+                "organization": "Own Ltd",
+                "state": None,
+                "key_type": "ECDSA-P256",
+            },
+            "enrollment": {"custom_fields": {"Room": "8", "Owner": None}, "max_wait": 20},
+        },
+    )
+    assert lab("run").exit_code == 0
+    (order,) = lab.scm.orders
+    assert order.custom_fields == {"Owner": "NetOps", "Room": "8"}
+    subject = {each.rfc4514_attribute_name: each.value for each in order.csr.subject}
+    assert subject == {
+        "CN": "www.example.com",
+        "O": "Own Ltd",
+        "L": "London",
+        "ST": "England",
+        "C": "GB",
+    }
+    assert lab.json("run").profile()["outcome"] == "unchanged"
+
+
+def test_a_default_that_a_profile_does_not_take_breaks_nothing(home: Lab) -> None:
+    home.write_yaml(AGENT_FILE, {"defaults": {"certificate": {"country": "GBR"}, "citrix": "no"}})
+    home.write_profile()
+    assert home.json("run", "--dry-run").exit_code == 0
+    for name in ("api", "ftp"):
+        server = {"name": f"vs_{name}", "type": "load_balancing"}
+        home.write_profile(
+            name, certificate=home.certificate(country=None), virtual_servers=[server]
+        )
+    plain = home("run", "--dry-run")
+    assert plain.exit_code == 1
+    assert plain.stderr == f"{home.home}/agent.yaml: defaults.certificate.country: {COUNTRY}\n"
+
+
+@pytest.mark.parametrize("content", ["", "# max_orders: 100\n", "{}", "max_orders: 5\n"])
+def test_agent_yaml_may_say_little(home: Lab, content: str) -> None:
+    agent(home, content)
+    assert home.json("run", "--dry-run").exit_code == 0
 
 
 def test_what_is_wrong_with_an_appliance_is_told_once(home: Lab) -> None:

@@ -17,8 +17,7 @@ import citrixagent
 README = (ROOT / "README.md").read_text()
 EXAMPLE = (ROOT / "example_cert_config.yaml").read_text()
 BLOCKS = re.findall(r"<!-- help: (\w+) -->\n```text\n(.*?)```\n<!-- /help -->", README, re.DOTALL)
-GETTERS = {"text", "texts", "choice", "flag", "number", "seconds", "window", "pairs", "file"}
-GETTERS |= {"secret", "section", "sections", "value", "given"}
+GETTERS = {"get", "pairs", "secret", "section", "sections", "value", "given"}
 
 
 def keys_of(*functions: str) -> set[str]:
@@ -44,9 +43,12 @@ PROFILE_KEYS = keys_of(
     "_parse_citrix",
     "_parse_tls",
     "_parse_virtual_servers",
+    "_parse_certificate",
     "_parse_certkey",
     "_parse_subject",
+    "_parse_renewal",
     "_parse_enrollment",
+    "_parse_verification",
 )
 SCM_KEYS = keys_of("parse_scm")
 
