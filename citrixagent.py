@@ -10,24 +10,28 @@ say, decides, and does what is missing. The appliance creates every key; no key 
 
 The file reads bottom-up: a name is defined before it is used.
 
-1. Errors          what can go wrong, as the user and the JSON see it
-2. Configuration   scm.yaml, appliances and profiles as frozen values
-3. YAML            one document, and a typed reader of it that collects every problem
-4. Files           from documents to configuration: what each key may be
-5. Certificates    CSRs, leaves and chains, compared with what was asked
-6. Planning        what is remembered and seen, and the one decision made from it
-                   (up to here: no network, no clock, no file, no process)
-7. HTTP            one request, the rule for repeating it, TLS
-8. NetScaler       the appliance: one method per NITRO call
-9. Sectigo         SCM: token, order, download, status
-10. State          files in state/: lock, agreement, records, secrets' sources
-11. Observation    what an appliance holds, read once and kept in step; what it presents
-12. Execution      one profile: observe, decide, apply step by step
-13. Passes         two passes over the profiles of an appliance; all appliances
-14. Report         lines, JSON, exit code
-15. Session        one command, from its options to its exit code
-16. Discovery      profiles for the certificates that appliances already have
-17. Command line   options and commands
+1. Errors              what can go wrong, as the user and the JSON see it
+2. Configuration       scm.yaml, appliances and profiles as frozen values
+3. YAML                one document, and a typed reader of it that collects every problem
+4. Keys                from documents to configuration: what each key may be
+5. Certificates        CSRs, leaves and chains, compared with what was asked
+6. Model               what is remembered of a profile, and how that changes
+7. Decision            the one decision, made from what is asked, remembered and seen
+                       (up to here: no network, no clock, no file, no process)
+8. HTTP                one request, the rule for repeating it, TLS
+9. NetScaler           the appliance: one method per NITRO call
+10. Sectigo            SCM: token, order, download, status
+11. Store              state/: lock, agreement, records
+12. Files on disk      the agreement, YAML files, and what they refer to
+13. Appliance as seen  what an appliance holds, read once and kept in step; what it presents
+14. Ordering           a key, a CSR, an order, a certificate: what may cost money
+15. Installing         upload, install, link, bind, verify: what touches what is served
+16. Work               one profile: recall, observe, decide, advance, report
+17. Passes             two passes over the profiles of an appliance; all appliances
+18. Report             lines, JSON, exit code
+19. Session            one command, from its options to its exit code
+20. Discovery          profiles for the certificates that appliances already have
+21. Commands           options and commands
 """
 
 from __future__ import annotations
@@ -63,6 +67,7 @@ import subprocess
 import sys
 import threading
 import time
+import typing
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar
@@ -178,7 +183,6 @@ KEY_TYPES = ("RSA-2048", "RSA-3072", "RSA-4096", "ECDSA-P256", "ECDSA-P384")
 VIRTUAL_SERVER_KINDS = ("load_balancing", "gateway", "content_switching", "authentication")
 SSL_DIRECTORY = "/nsconfig/ssl"
 _STAMP = "-20260101000000.key"  # what the name of every file of an order ends like
-_SHORT_STAMP = "-tkq3zk0.key"  # the same where the path leaves less room
 _PATH_LIMIT = 63
 _CERTKEY_LIMIT = 31  # what every release takes; newer ones take 63
 _COMMON_NAME_LIMIT = 64  # X.520, ub-common-name
@@ -798,7 +802,7 @@ class Section:
         ]
 
 
-# ----- 4. Files -------------------------------------------------------------------------------
+# ----- 4. Keys --------------------------------------------------------------------------------
 
 
 def _with_hash(start: str, name: str) -> str:
@@ -823,24 +827,12 @@ def base_limit(directory: str) -> int:
     """
     if directory == SSL_DIRECTORY:
         return _CERTKEY_LIMIT
-    return min(_CERTKEY_LIMIT, _PATH_LIMIT - len(f"{directory}/{_SHORT_STAMP}"))
-
-
-def _base36(number: int) -> str:
-    digits = "0123456789abcdefghijklmnopqrstuvwxyz"
-    text = ""
-    while number:
-        number, digit = divmod(number, 36)
-        text = digits[digit] + text
-    return text
+    return min(_CERTKEY_LIMIT, _PATH_LIMIT - len(f"{directory}/{_STAMP}"))
 
 
 def file_stem(certkey: str, directory: str, now: dt.datetime) -> str:
     """Return the name, without its ending, of the files of an order that begins now."""
-    base = file_base(certkey, base_limit(directory))
-    if directory == SSL_DIRECTORY:
-        return f"{base}-{now:%Y%m%d%H%M%S}"
-    return f"{base}-{_base36(int(now.timestamp()))}"
+    return f"{file_base(certkey, base_limit(directory))}-{now:%Y%m%d%H%M%S}"
 
 
 def _check_common_name(text: str) -> str:
@@ -1556,9 +1548,20 @@ def _issuers(leaf: x509.Certificate, pool: Sequence[x509.Certificate]) -> list[x
     return [certificate for certificate in chain if not _is_self_signed(certificate)]
 
 
+def same_names(one: Certificate, other: Certificate) -> bool:
+    """Tell whether two certificates are for the same names, with the same common name."""
+    common = one.common_name.lower() == other.common_name.lower()
+    return common and set(one.names) == set(other.names)
+
+
 def iso(moment: dt.datetime) -> str:
     """Return a time as ISO 8601 in UTC, to the second."""
     return moment.astimezone(dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_iso(text: str) -> dt.datetime:
+    """Return the time that ``iso`` wrote; ValueError where it did not."""
+    return dt.datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z")
 
 
 def answers_csr(answer: bytes, csr_pem: str) -> bool:
@@ -1605,11 +1608,208 @@ def check_issued(
     return [leaf, *(_describe(issuer) for issuer in _issuers(leaves[0], pool))]
 
 
-# ----- 6. Planning ----------------------------------------------------------------------------
+# ----- 6. Model -------------------------------------------------------------------------------
 
-_A_NIGHT = dt.timedelta(hours=20)
+Action = Literal["enroll", "renew", "replace"]
+"""What is asked of SCM."""
+Command = Literal["run", "enroll", "renew", "replace", "revoke", "rollback", "list"]
+Outcome = Literal[
+    "unchanged",
+    "enrolled",
+    "renewed",
+    "replaced",
+    "repaired",
+    "revoked",
+    "rolled_back",
+    "pending",
+    "planned",
+    "failed",
+]
+"""What happened to a certificate; ``planned`` only in a dry run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """A key and its certificate on the appliance; one that is not issued yet has no serial.
+
+    The names are those that were ordered: a CA may add some.
+    """
+
+    key_file: str
+    cert_file: str
+    names: tuple[str, ...] = ()
+    key_type: str = ""
+    serial: str = ""
+    pem: str = ""  # leaf and intermediates
+    cert_id: str | None = None  # at SCM
+    ours: bool = True  # made by this tool: its files may be deleted by this tool
+    link: str = ""  # the issuer that the certkey was linked to, where the chain is not known
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What a change asks of SCM, and what SCM said."""
+
+    action: Action
+    wish: str  # digest of what the profile asked for
+    csr_file: str
+    before: str | None = None  # id at SCM of what is renewed or replaced
+    note: str = ""  # what the operator gave as the reason, for SCM
+    csr: str | None = None
+    sent: str | None = None  # since then an order may exist at SCM
+    refused: str | None = None  # SCM's words, after the order was placed
+    failed: str | None = None  # why it could not be used, though it was placed
+    key_lost: bool = False  # the key is not on the appliance that is primary now
+    adopted: bool = False  # the operator named the id: whether it is this order shows its key
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A certkey on its way from one generation to another, until that is installed and saved.
+
+    A change without an order is a rollback: its new generation was there before.
+    """
+
+    outcome: Outcome
+    reason: str
+    started: str
+    new: Generation
+    old: Generation | None = None  # what the certkey held before
+    order: Order | None = None
+    take_over: bool = False  # the operator agreed to push out other default certificates
+    key_created: bool = False
+    uploaded: bool = False
+
+    @property
+    def generations(self) -> tuple[Generation, ...]:
+        return (self.new, self.old) if self.old else (self.new,)
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The files that were, or may have been, made for it."""
+        files = (self.new.key_file, self.order.csr_file, self.new.cert_file) if self.order else ()
+        return tuple(file for file in files if file)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What neither the appliance nor SCM can tell about a profile."""
+
+    profile: str
+    installed: Generation | None = None
+    previous: Generation | None = None
+    found: str | None = None  # PEM of a certificate that somebody else installed, as it was read
+    change: Change | None = None
+    finishing: Outcome | None = None  # of an installation whose last steps are not done
+    unsaved: bool = False  # the appliance's configuration was changed and not saved yet
+    unverified: bool = False  # what the virtual servers present was not compared yet
+    rolled_back: bool = False  # the operator put the installed generation back
+    revoked: str | None = None  # serial of a certificate that the operator revoked
+    litter: tuple[str, ...] = ()  # files of ours without a use
+
+    @property
+    def generations(self) -> tuple[Generation, ...]:
+        """What is installed, and what a rollback puts back."""
+        return tuple(each for each in (self.installed, self.previous) if each)
+
+
+def open_change(record: Record) -> Change:
+    """Return the change that is open; there must be one."""
+    if record.change is None:
+        raise AssertionError("this step belongs to a change")
+    return record.change
+
+
+def ordered(change: Change) -> Order:
+    """Return the order of a change; there must be one."""
+    if change.order is None:
+        raise AssertionError("this step belongs to an order")
+    return change.order
+
+
+def changing(record: Record, **values: Any) -> Record:  # noqa: ANN401 - fields of Change
+    """Return a record whose open change has other values."""
+    return dataclasses.replace(record, change=dataclasses.replace(open_change(record), **values))
+
+
+def ordering(record: Record, **values: Any) -> Record:  # noqa: ANN401 - fields of Order
+    """Return a record whose open order has other values."""
+    order = ordered(open_change(record))
+    return changing(record, order=dataclasses.replace(order, **values))
+
+
+def give_up(record: Record, made: Iterable[str] | None = None) -> Record:
+    """Forget the open change; its files (or those of them that were ``made``) have no use now."""
+    if record.change is None:
+        return record
+    files = record.change.made if made is None else made
+    return dataclasses.replace(record, change=None, litter=(*record.litter, *files))
+
+
+def begin(record: Record, change: Change) -> Record:
+    """Begin a change; one that was open is given up."""
+    return dataclasses.replace(give_up(record), change=change)
+
+
+def place_order(record: Record, cert_id: str | None) -> Record:
+    """Note under which id SCM has the open order; None where it turned out to have none."""
+    changed = changing(record, new=dataclasses.replace(open_change(record).new, cert_id=cert_id))
+    return changed if cert_id else ordering(changed, sent=None)
+
+
+def adopt(record: Record, cert_id: str, sent: str) -> Record:
+    """Note the id that the operator named for the open order, which SCM knows."""
+    sent = ordered(open_change(record)).sent or sent
+    return ordering(place_order(record, cert_id), sent=sent, refused=None, adopted=True)
+
+
+def disown(record: Record) -> Record:
+    """Take back an id that the operator named: what it stands for is another certificate."""
+    new = dataclasses.replace(open_change(record).new, cert_id=None)
+    return ordering(changing(record, new=new), adopted=False)
+
+
+def issue(record: Record, chain: Sequence[Certificate]) -> Record:
+    """Keep what SCM issued: the leaf, and the intermediates above it."""
+    pem = "".join(certificate.pem for certificate in chain)
+    new = dataclasses.replace(open_change(record).new, serial=chain[0].serial, pem=pem)
+    return changing(record, new=new)
+
+
+def fail(record: Record, message: str, *, file_missing: bool, key_lost: bool) -> Record:
+    """Note why an order that was placed cannot be used; a missing file is uploaded again."""
+    uploaded = open_change(record).uploaded and not file_missing
+    return ordering(changing(record, uploaded=uploaded), failed=message, key_lost=key_lost)
+
+
+def promote(record: Record) -> Record:
+    """Close the open change: what it replaced is what a rollback puts back.
+
+    The files of generations that neither is nor can be put back are litter from now on.
+    """
+    change = open_change(record)
+    previous = change.old or record.installed
+    kept = {change.new.serial, previous.serial if previous else ""}
+    dropped = [each for each in record.generations if each.ours and each.serial not in kept]
+    files = [change.order.csr_file] if change.order else []
+    files += [file for each in dropped for file in (each.key_file, each.cert_file)]
+    return dataclasses.replace(
+        record,
+        installed=change.new,
+        previous=previous,
+        found=None,
+        change=None,
+        finishing=change.outcome,
+        rolled_back=change.order is None,
+        litter=(*record.litter, *files),
+    )
+
+
+# ----- 7. Decision ----------------------------------------------------------------------------
+
 LAPSE = dt.timedelta(days=7)
 """What is left when waiting for the operator ends: a certificate must not lapse over a question."""
+_A_NIGHT = dt.timedelta(hours=20)
 
 
 class Step(enum.Enum):
@@ -1629,90 +1829,16 @@ class Step(enum.Enum):
 
 
 PIPELINE = tuple(Step)
-Action = Literal["enroll", "renew", "replace"]
-"""What is asked of SCM."""
-
-
-@dataclasses.dataclass
-class Generation:
-    """A certificate on the appliance, as remembered: its files there, and where it came from."""
-
-    serial: str
-    key_file: str
-    cert_file: str
-    names: list[str]  # as they were ordered; a CA may add some
-    key_type: str
-    pem: str  # leaf and intermediates
-    cert_id: str | None = None
-    ours: bool = True  # made by this tool: its files may be deleted by this tool
-    link: str = ""  # the issuer that the certkey was linked to, where the chain is not known
-
-
-@dataclasses.dataclass
-class Order:
-    """A certificate on its way, from the wish for a key until it is installed and saved."""
-
-    action: Action
-    outcome: str
-    reason: str
-    wish: str  # digest of what the profile asked for
-    names: list[str]
-    key_type: str
-    started: str
-    key_file: str
-    csr_file: str
-    cert_file: str
-    replace_bound: bool = False  # the operator agreed to replace other default certificates
-    key_created: bool = False
-    csr: str | None = None
-    sent: str | None = None  # since then an order may exist at SCM
-    cert_id: str | None = None
-    refused: str | None = None  # SCM's words, after the order was placed
-    failed: str | None = None  # why it could not be used, though it was placed
-    pem: str | None = None  # leaf and intermediates, once issued
-    serial: str | None = None
-    uploaded: bool = False
-    replaces: Generation | None = None  # what the certkey held before
-    restores: Generation | None = None  # no order at SCM: an earlier generation is put back
-    previous: str | None = None  # id at SCM of what is renewed or replaced
-    key_lost: bool = False  # the key is not on the appliance that is primary now
-    rescues: str | None = None  # id of an order whose key was lost: this one replaces it
-    adopted: bool = False  # the operator named the id: whether it is this order shows its key
-    asked: str = ""  # the operator's command, where no run would have ordered by itself
-    note: str = ""  # what the operator gave as the reason, for SCM
-
-
-@dataclasses.dataclass
-class Record:
-    """What neither the appliance nor SCM can tell about a profile."""
-
-    profile: str
-    installed: Generation | None = None
-    previous: Generation | None = None
-    order: Order | None = None
-    finishing: str | None = None  # the outcome of an installation whose last steps are not done
-    unsaved: bool = False  # the appliance's configuration was changed and not saved yet
-    unverified: bool = False  # what the virtual servers present was not compared yet
-    rolled_back: bool = False  # the operator put the installed generation back
-    revoked: str | None = None  # serial of a certificate that the operator revoked
-    litter: list[str] = dataclasses.field(default_factory=list)  # files of ours without a use
-    seen: str | None = None  # PEM of a certificate that this tool did not order
 
 
 @dataclasses.dataclass(frozen=True)
 class Intent:
     """What the operator asked for."""
 
-    command: str = "run"  # run, enroll, renew, replace or rollback
-    force: bool = False
+    command: Command = "run"
+    force: bool = False  # of enroll
     cert_id: str | None = None
     reason: str = ""  # for SCM, of a replacement
-
-    @property
-    def outlasts(self) -> str:
-        """The command, if later runs go on with it once it could not be sent."""
-        forced = self.command == "enroll" and self.force
-        return self.command if forced or self.command in {"renew", "replace"} else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1720,7 +1846,7 @@ class Observed:
     """What was found for one profile.
 
     ``certificate`` is what the certkey holds; ``conflicts`` names, per virtual server, the certkey
-    that would be pushed out; ``record`` is read, never changed, by the decision.
+    that would be pushed out.
     """
 
     now: dt.datetime
@@ -1738,17 +1864,16 @@ class Observed:
 class Plan:
     """What will be done, and why. Without a ``first`` step there is nothing to do.
 
-    ``action`` is what is asked of SCM; ``resumes`` tells whether the open order is gone on with
+    ``action`` is what is asked of SCM; ``resumes`` tells whether the open change is gone on with
     (one that is not is given up).
     """
 
-    outcome: str
+    outcome: Outcome
     reason: str
     first: Step | None = None
     action: Action | None = None
     resumes: bool = False
     restores: Generation | None = None  # what a rollback puts back
-    replaces: str | None = None  # the order whose key was lost, instead of what is installed
     cert_id: str | None = None  # the operator's answer to an unknown outcome
     warnings: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
@@ -1790,59 +1915,46 @@ def conflict_text(name: str, conflicts: Iterable[str]) -> str:
     )
 
 
-def _adopt_order(profile: Profile, order: Order | None, cert_id: str) -> Plan:
-    if order is None or order.csr is None:
-        raise AgentError(
-            "state", f"{profile.name} has no open order: its certificate {cert_id} has no key here"
-        )
-    if order.pem:
-        raise AgentError("state", f"order {order.cert_id} of {profile.name} is issued already")
-    return Plan(order.outcome, order.reason, Step.COLLECT, resumes=True, cert_id=cert_id)
+def unknown_outcome_text(name: str, change: Change) -> str:
+    """Say what is unknown and what the operator can do about it."""
+    return (
+        f"the order sent at {ordered(change).sent} may or may not have been placed. Look for "
+        f"{change.new.names[0]} in SCM: if it is there, run citrixagent.py enroll --cert-id ID "
+        f"{name}; if it is not, run citrixagent.py enroll --force {name}"
+    )
 
 
-def _next_step(order: Order, seen: Observed) -> Step:
-    """Return the first step that an open order still needs.
-
-    The save closes it, or where a handshake is required, that.
-    """
-    installed = bool(seen.certificate and order.serial == seen.certificate.serial)
-    done = {
-        Step.CREATE_KEY: order.key_created,
-        Step.CREATE_CSR: order.csr is not None,
-        Step.ORDER: order.cert_id is not None,
-        Step.COLLECT: order.pem is not None,
-        Step.UPLOAD: order.uploaded,
-        Step.INSTALL: installed,
-        Step.LINK: installed and seen.linked,
-        Step.BIND: not seen.unbound,
-        Step.SAVE: not seen.record.unsaved,
-    }
-    return next((step for step, is_done in done.items() if not is_done), Step.VERIFY)
+def _edited_text(profile: Profile, new: Generation) -> str:
+    return (
+        f"order {new.cert_id} is open for {_listed(new.names)} ({new.key_type}), but the "
+        f"profile now asks for {_listed(profile.names)} ({profile.key_type}): put the profile "
+        f"back, or give the order up with citrixagent.py enroll --force {profile.name}"
+    )
 
 
-def _new(outcome: str, reason: str, action: Action) -> Plan:
-    return Plan(outcome, reason, Step.CREATE_KEY, action)
+def lapses(certificate: Certificate, now: dt.datetime) -> bool:
+    """Tell whether a certificate has 7 days or less left."""
+    return certificate.not_after - now <= LAPSE
 
 
-def _is_installed(seen: Observed) -> bool:
-    """Tell whether the certkey holds what the record says."""
-    installed, certificate = seen.record.installed, seen.certificate
-    return bool(installed and certificate and installed.serial == certificate.serial)
+def _is_due(profile: Profile, certificate: Certificate, now: dt.datetime) -> bool:
+    window, _ = profile.window.of(certificate.not_after - certificate.not_before)
+    return certificate.not_after - now <= window
 
 
-def _managed(seen: Observed) -> bool:
-    """Tell whether the certificate installed is one that this tool ordered."""
-    installed = seen.record.installed
-    return bool(installed and installed.cert_id and _is_installed(seen))
-
-
-def _due(profile: Profile, certificate: Certificate, now: dt.datetime) -> tuple[bool, str]:
-    """Return whether a certificate is due, and the numbers behind it."""
+def _time_left(profile: Profile, certificate: Certificate, now: dt.datetime) -> str:
+    """Return the numbers behind ``_is_due``."""
     window, _ = profile.window.of(certificate.not_after - certificate.not_before)
     left = certificate.not_after - now
     if left <= dt.timedelta(0):
-        return True, f"expired at {iso(certificate.not_after)}"
-    return left <= window, f"{left.days} days left, window is {window.days} days"
+        return f"expired at {iso(certificate.not_after)}"
+    return f"{left.days} days left, window is {window.days} days"
+
+
+def _is_at_stake(profile: Profile, seen: Observed) -> bool:
+    """Tell whether what is installed lapses for want of a renewal that this tool is to see to."""
+    held, now = seen.certificate, seen.now
+    return bool(profile.auto_renew and held and lapses(held, now) and _is_due(profile, held, now))
 
 
 def _cut_window(profile: Profile, certificate: Certificate) -> tuple[str, ...]:
@@ -1853,7 +1965,19 @@ def _cut_window(profile: Profile, certificate: Certificate) -> tuple[str, ...]:
     return (f"{text}: {window.days} days are used",)
 
 
-def _change(profile: Profile, certificate: Certificate, installed: Generation | None) -> str:
+def _is_installed(seen: Observed) -> bool:
+    """Tell whether the certkey holds what the record says."""
+    installed, certificate = seen.record.installed, seen.certificate
+    return bool(installed and certificate and installed.serial == certificate.serial)
+
+
+def _is_managed(seen: Observed) -> bool:
+    """Tell whether the certificate installed is one that this tool ordered."""
+    installed = seen.record.installed
+    return bool(installed and installed.cert_id and _is_installed(seen))
+
+
+def _difference(profile: Profile, certificate: Certificate, installed: Generation | None) -> str:
     """Say how profile and certificate differ in names or key type; empty where they agree.
 
     What this tool ordered is compared with what was ordered (a CA may add names); what was there
@@ -1876,253 +2000,255 @@ def _change(profile: Profile, certificate: Certificate, installed: Generation | 
     return ""
 
 
-def _changed(profile: Profile, seen: Observed, change: str) -> Plan:
-    if profile.on_change == "replace" and _managed(seen):
-        return _new("replaced", change, "replace")
-    return _new("enrolled", change, "enroll")
+def _still_serves(profile: Profile, new: Generation) -> bool:
+    """Tell whether what was ordered serves the profile as it is now."""
+    return set(profile.names) <= set(new.names) and new.key_type == profile.key_type
 
 
-def _not_renewed(profile: Profile, certificate: Certificate, now: dt.datetime, reason: str) -> str:
-    text = f"{reason}, and renewal.auto_renew is false"
-    if certificate.not_after - now <= LAPSE:
-        raise AgentError(
-            "state", f"{text}: run citrixagent.py enroll {profile.name} before it expires"
-        )
-    return text
+def _next_step(change: Change, seen: Observed) -> Step:
+    """Return the first step that an open change still needs.
 
-
-def _repair(profile: Profile, seen: Observed, reason: str) -> Plan:
-    """Return what is missing around an installed certificate, if only what a cut-off run left."""
-    record = seen.record
-    missing = {
-        Step.LINK: "its chain is not linked" * (not seen.linked),
-        Step.BIND: f"not bound to {', '.join(seen.unbound)}" * bool(seen.unbound),
-        Step.SAVE: "the configuration was not saved" * record.unsaved,
-        Step.VERIFY: "what is presented was not verified"
-        * (record.unverified and profile.handshake != "off"),
+    The save closes it, or where a handshake is required, that.
+    """
+    new, order = change.new, change.order
+    installed = bool(seen.certificate and new.serial == seen.certificate.serial)
+    done = {
+        Step.CREATE_KEY: not order or change.key_created,
+        Step.CREATE_CSR: not order or order.csr is not None,
+        Step.ORDER: not order or new.cert_id is not None,
+        Step.COLLECT: not order or bool(new.pem),
+        Step.UPLOAD: not order or change.uploaded,
+        Step.INSTALL: installed,
+        Step.LINK: installed and seen.linked,
+        Step.BIND: not seen.unbound,
+        Step.SAVE: not seen.record.unsaved,
     }
-    for step, text in missing.items():
-        if text:
-            return Plan(record.finishing or "repaired", text, step)
-    if record.finishing or record.litter:
-        return Plan(record.finishing or "unchanged", reason, Step.CLEAN_UP)
-    return Plan("unchanged", reason)
+    return next((step for step, is_done in done.items() if not is_done), Step.VERIFY)
 
 
-def _renew(seen: Observed, change: str, reason: str) -> Plan:
-    """Renew what SCM knows; what differs from the profile, or is not known there, is enrolled."""
-    return _new("renewed", reason, "renew" if _managed(seen) and not change else "enroll")
+def _new(outcome: Outcome, reason: str, action: Action) -> Plan:
+    return Plan(outcome, reason, Step.CREATE_KEY, action)
 
 
-def _asked_for(
-    profile: Profile, seen: Observed, intent: Intent, certificate: Certificate, *, anew: bool
-) -> Plan:
-    """Decide what the operator asked for while a certificate is installed."""
-    due, reason = _due(profile, certificate, seen.now)
-    asked = "asked for by the operator"
-    if intent.command == "renew":
-        return _renew(seen, _change(profile, certificate, seen.record.installed), asked)
-    if intent.command == "replace":
-        return _new("replaced", asked, "replace" if _managed(seen) else "enroll")
-    if due:
-        return _new("renewed", reason, "enroll")
-    revoked = seen.revoked or seen.record.revoked == certificate.serial
-    if not (intent.force or anew or revoked):
-        raise AgentError(
-            "state",
-            f"a valid certificate is installed and not due ({reason}): use "
-            f"citrixagent.py enroll --force {profile.name} to order another one all the same",
-        )
-    return _new("enrolled", asked, "enroll")
+def _go_on_with(change: Change, seen: Observed) -> Plan:
+    return Plan(change.outcome, change.reason, _next_step(change, seen), resumes=True)
 
 
-def _stay_rolled_back(profile: Profile, seen: Observed, reason: str) -> Plan:
-    text = (
-        f"rolled back by the operator ({reason}): stays until citrixagent.py renew {profile.name}, "
-        f"or {LAPSE.days} days before its end"
-    )
-    return dataclasses.replace(_repair(profile, seen, text), warnings=(text,))
-
-
-def _by_itself(profile: Profile, seen: Observed, certificate: Certificate) -> Plan:
-    """Decide what a run does about an installed certificate."""
-    due, reason = _due(profile, certificate, seen.now)
-    if seen.record.revoked == certificate.serial:
-        way = f"run citrixagent.py enroll, renew or replace {profile.name}"
-        raise AgentError("state", f"it was revoked by the operator and is still bound: {way}")
-    if seen.revoked:
-        return _new("enrolled", "it was revoked at SCM", "enroll")
-    if seen.record.rolled_back and _is_installed(seen) and certificate.not_after - seen.now > LAPSE:
-        return _stay_rolled_back(profile, seen, reason)
-    notices = _cut_window(profile, certificate)
-    change = _change(profile, certificate, seen.record.installed)
-    if due and profile.auto_renew:
-        return dataclasses.replace(_renew(seen, change, reason), notices=notices)
-    if change and profile.on_change == "report":
-        raise AgentError("state", f"{change} (renewal.on_change is report)")
-    if change:
-        return _changed(profile, seen, change)
-    warnings = (_not_renewed(profile, certificate, seen.now, reason),) if due else ()
-    return dataclasses.replace(_repair(profile, seen, reason), warnings=warnings, notices=notices)
-
-
-def _start(profile: Profile, seen: Observed, intent: Intent, *, anew: bool = False) -> Plan:
-    """Decide about a profile without an order to go on with; ``anew``: one was given up."""
-    certificate = seen.certificate
-    if certificate is None and intent.command == "replace":
-        text = f"there is no certificate to replace: use citrixagent.py enroll {profile.name}"
+def _adopt(profile: Profile, change: Change | None, cert_id: str) -> Plan:
+    """Go on with the open order under the id that the operator names."""
+    order = change.order if change else None
+    # enroll --cert-id: no order is open
+    if change is None or order is None or order.csr is None:
+        text = f"{profile.name} has no open order: its certificate {cert_id} has no key here"
         raise AgentError("state", text)
-    if certificate is None:
-        return _new("enrolled", "no certificate is installed", "enroll")
-    if intent.command != "run":
-        return _asked_for(profile, seen, intent, certificate, anew=anew)
-    return _by_itself(profile, seen, certificate)
+    # enroll --cert-id: the order is issued already
+    if change.new.pem:
+        raise AgentError("state", f"order {change.new.cert_id} of {profile.name} is issued already")
+    # enroll --cert-id
+    return Plan(change.outcome, change.reason, Step.COLLECT, resumes=True, cert_id=cert_id)
 
 
-def _check_rollback(profile: Profile, seen: Observed) -> Generation:
-    """Return what a rollback puts back; AgentError where there is nothing, or nothing good."""
-    record, certificate, name = seen.record, seen.certificate, profile.name
-    previous, installed = record.previous, record.installed
-    if not (previous and installed and certificate and installed.serial == certificate.serial):
-        raise AgentError("state", f"there is no previous certificate of {name} to put back")
-    if not seen.previous:
-        raise AgentError("state", f"what {name} had before is not known well enough")
-    if (end := seen.previous.not_after) <= seen.now:
-        raise AgentError("state", f"the previous certificate of {name} expired at {iso(end)}")
-    if record.revoked == previous.serial:
-        raise AgentError("state", f"the previous certificate of {name} was revoked by the operator")
-    return previous
-
-
-def unknown_outcome_text(name: str, order: Order) -> str:
-    """Say what is unknown and what the operator can do about it."""
+def _open_text(profile: Profile, change: Change) -> str:
+    if change.new.cert_id is None:
+        return unknown_outcome_text(profile.name, change)
     return (
-        f"the order sent at {order.sent} may or may not have been placed. Look for "
-        f"{order.names[0]} in SCM: if it is there, run citrixagent.py enroll --cert-id ID {name}; "
-        f"if it is not, run citrixagent.py enroll --force {name}"
+        f"order {change.new.cert_id} is open: have it finished by citrixagent.py run "
+        f"{profile.name}, or decline it in SCM and run that once; then roll back"
     )
 
 
 def _roll_back(profile: Profile, seen: Observed) -> Plan:
-    """Put the previous generation back; a rollback that was cut off is gone on with.
+    """Put the previous generation back; a change that may still be used is not given up."""
+    record, name, previous = seen.record, profile.name, seen.previous
+    change, order = record.change, record.change.order if record.change else None
+    # rollback: an earlier one was cut off
+    if change and not order:
+        return _go_on_with(change, seen)
+    # rollback: an order is open at SCM
+    if change and order and order.sent and not order.refused:
+        raise AgentError("state", _open_text(profile, change))
+    # rollback: there is nothing to put back
+    if not (record.previous and _is_installed(seen)):
+        raise AgentError("state", f"there is no previous certificate of {name} to put back")
+    if not previous:
+        raise AgentError("state", f"what {name} had before is not known well enough")
+    # rollback: the previous certificate has expired, or was revoked by the operator
+    if previous.not_after <= seen.now:
+        end = iso(previous.not_after)
+        raise AgentError("state", f"the previous certificate of {name} expired at {end}")
+    if record.revoked == record.previous.serial:
+        raise AgentError("state", f"the previous certificate of {name} was revoked by the operator")
+    # rollback
+    reason = f"the operator put {record.previous.serial} back"
+    return Plan("rolled_back", reason, Step.INSTALL, restores=record.previous)
 
-    An order that was turned down is given up; one that may still be used is not.
-    """
-    order = seen.record.order
-    if order and order.restores:
-        return Plan("rolled_back", order.reason, _next_step(order, seen), resumes=True)
-    if order and order.sent and not order.refused:
-        if order.cert_id is None:
-            raise AgentError("state", unknown_outcome_text(profile.name, order))
+
+def _finish(  # noqa: PLR0911 - README's table, row by row
+    profile: Profile, seen: Observed, reason: str
+) -> Plan:
+    """Do what is missing around an installed certificate, if only what a cut-off run left."""
+    record = seen.record
+    outcome: Outcome = record.finishing or "repaired"
+    # the chain is not linked
+    if not seen.linked:
+        return Plan(outcome, "its chain is not linked", Step.LINK)
+    # not bound to a virtual server of the profile
+    if seen.unbound:
+        return Plan(outcome, f"not bound to {', '.join(seen.unbound)}", Step.BIND)
+    # changed by an earlier run, not saved
+    if record.unsaved:
+        return Plan(outcome, "the configuration was not saved", Step.SAVE)
+    # installed by an earlier run, not verified or not cleaned up
+    if record.unverified and profile.handshake != "off":
+        return Plan(outcome, "what is presented was not verified", Step.VERIFY)
+    if record.finishing:
+        return Plan(record.finishing, reason, Step.CLEAN_UP)
+    # files without a use are left
+    if record.litter:
+        return Plan("unchanged", reason, Step.CLEAN_UP)
+    # none of these
+    return Plan("unchanged", reason)
+
+
+def _start(  # noqa: C901, PLR0911, PLR0912, PLR0915 - README's table, row by row
+    profile: Profile, seen: Observed, intent: Intent, *, anew: bool = False
+) -> Plan:
+    """Decide while no change is open; ``anew``: one was given up."""
+    held, record, name, now = seen.certificate, seen.record, profile.name, seen.now
+    asked = "asked for by the operator"
+    # replace: the certkey is not on the appliance
+    if held is None and intent.command == "replace":
         raise AgentError(
-            "state",
-            f"order {order.cert_id} is open: have it finished by citrixagent.py run "
-            f"{profile.name}, or decline it in SCM and run that once; then roll back",
+            "state", f"there is no certificate to replace: use citrixagent.py enroll {name}"
         )
-    previous = _check_rollback(profile, seen)
-    reason = f"the operator put {previous.serial} back"
-    return Plan("rolled_back", reason, Step.INSTALL, restores=previous)
+    # the certkey is not on the appliance
+    if held is None:
+        return _new("enrolled", "no certificate is installed", "enroll")
+    due, left = _is_due(profile, held, now), _time_left(profile, held, now)
+    difference, managed = _difference(profile, held, record.installed), _is_managed(seen)
+    renewal: Action = "renew" if managed and not difference else "enroll"
+    revoked = record.revoked == held.serial
+    # renew
+    if intent.command == "renew":
+        return _new("renewed", asked, renewal)
+    # replace
+    if intent.command == "replace":
+        return _new("replaced", asked, "replace" if managed else "enroll")
+    # enroll, and it is due
+    if intent.command == "enroll" and due:
+        return _new("renewed", left, "enroll")
+    # enroll: not due, not revoked with revoke, without --force
+    if intent.command == "enroll" and not (intent.force or anew or revoked or seen.revoked):
+        text = f"a valid certificate is installed and not due ({left})"
+        way = f"use citrixagent.py enroll --force {name} to order another one all the same"
+        raise AgentError("state", f"{text}: {way}")
+    # enroll
+    if intent.command == "enroll":
+        return _new("enrolled", asked, "enroll")
+    # revoked with revoke
+    if revoked:
+        way = f"run citrixagent.py enroll, renew or replace {name}"
+        raise AgentError("state", f"it was revoked by the operator and is still bound: {way}")
+    # managed, and revoked in SCM (check_revocation)
+    if seen.revoked:
+        return _new("enrolled", "it was revoked at SCM", "enroll")
+    # rolled back, more than 7 days left
+    if record.rolled_back and _is_installed(seen) and not lapses(held, now):
+        text = f"rolled back by the operator ({left}): stays until citrixagent.py renew {name}"
+        text += f", or {LAPSE.days} days before its end"
+        return dataclasses.replace(_finish(profile, seen, text), warnings=(text,))
+    notices = _cut_window(profile, held)
+    # due or expired (auto_renew: true)
+    if due and profile.auto_renew:
+        return dataclasses.replace(_new("renewed", left, renewal), notices=notices)
+    # names or key type differ, on_change: report
+    if difference and profile.on_change == "report":
+        raise AgentError("state", f"{difference} (renewal.on_change is report)")
+    # names or key type differ, on_change: replace, managed
+    if difference and profile.on_change == "replace" and managed:
+        return _new("replaced", difference, "replace")
+    # names or key type differ
+    if difference:
+        return _new("enrolled", difference, "enroll")
+    not_renewed = f"{left}, and renewal.auto_renew is false"
+    # due, auto_renew: false, 7 days or less left
+    if due and lapses(held, now):
+        text = f"{not_renewed}: run citrixagent.py enroll {name} before it expires"
+        raise AgentError("state", text)
+    plan = dataclasses.replace(_finish(profile, seen, left), notices=notices)
+    # due, auto_renew: false
+    if due:
+        return dataclasses.replace(plan, warnings=(not_renewed,))
+    return plan
 
 
-def _still_serves(profile: Profile, order: Order) -> bool:
-    """Tell whether what was ordered serves the profile as it is now."""
-    return set(profile.names) <= set(order.names) and order.key_type == profile.key_type
-
-
-def _unplaced(profile: Profile, seen: Observed, order: Order, intent: Intent) -> Plan:
-    """Decide afresh; where an order is still needed, the key and CSR that are there will do.
-
-    What is to replace an order whose key was lost goes on doing so: that order is paid for. What
-    the operator asked for is still asked for.
-    """
-    if order.rescues and _still_serves(profile, order) and not intent.force:
-        step = _next_step(order, seen)
-        return Plan(
-            order.outcome, order.reason, step, "replace", resumes=True, replaces=order.rescues
-        )
-    if order.asked and intent.command == "run" and seen.certificate:
-        intent = dataclasses.replace(intent, command=order.asked, force=order.replace_bound)
+def _unsent(profile: Profile, seen: Observed, change: Change, order: Order, intent: Intent) -> Plan:
+    """Decide afresh; where an order is still needed, the key and CSR that are there will do."""
     plan = _start(profile, seen, intent)
     if not plan.action or order.wish != wish_of(profile):
         return plan
-    return dataclasses.replace(plan, first=_next_step(order, seen), resumes=True)
+    return dataclasses.replace(plan, first=_next_step(change, seen), resumes=True)
 
 
-def _moment(text: str) -> dt.datetime:
-    """Return the time that ``iso`` wrote."""
-    return dt.datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z")
-
-
-def _check_anew(profile: Profile, seen: Observed, order: Order, intent: Intent) -> None:
-    """Let a new order be placed after a no, or after no answer, only with a reason.
-
-    After a no, somebody must ask for it, or for another one; after no answer, the operator must say
-    so, or the certificate be about to lapse: then one is placed a night.
-    """
+def _go_on(  # noqa: C901, PLR0911, PLR0912 - README's table, row by row
+    profile: Profile, seen: Observed, change: Change, intent: Intent
+) -> Plan | None:
+    """Decide while a change is open; None where it is given up."""
+    order, new, name = change.order, change.new, profile.name
+    forced = intent.force and intent.command == "enroll"
+    at_stake = _is_at_stake(profile, seen)
+    # of a rollback that was cut off: enroll, renew or replace, or 7 days or less left
+    # (auto_renew: true)
+    if order is None and (intent.command != "run" or at_stake):
+        return None
+    # of a rollback that was cut off
+    if order is None:
+        return _go_on_with(change, seen)
+    # not sent yet
+    if order.sent is None:
+        return _unsent(profile, seen, change, order, intent)
+    # issued, never in service for good, and due by now (auto_renew: true)
+    if seen.issued and profile.auto_renew and _is_due(profile, seen.issued, seen.now):
+        return None
+    # declined or rejected in SCM: run, and the profile was not edited
+    if order.refused and intent.command == "run" and order.wish == wish_of(profile):
+        way = f"is edited or you run citrixagent.py enroll {name}"
+        raise AgentError(
+            "declined", f"{order.refused}: nothing is ordered again until the profile {way}"
+        )
+    # declined or rejected in SCM
     if order.refused:
-        if intent.command == "run" and order.wish == wish_of(profile):
-            raise AgentError(
-                "declined",
-                f"{order.refused}: nothing is ordered again until the profile is edited or you run "
-                f"citrixagent.py enroll {profile.name}",
-            )
-        return
-    held = seen.certificate
-    lapsing = (
-        held is not None
-        and profile.auto_renew
-        and held.not_after - seen.now < LAPSE
-        and _due(profile, held, seen.now)[0]
-        and seen.now - _moment(order.sent or order.started) > _A_NIGHT
-    )
-    if not (lapsing or (intent.force and intent.command == "enroll")):
-        raise AgentError("unknown_outcome", unknown_outcome_text(profile.name, order))
-
-
-def _edited_text(profile: Profile, order: Order) -> str:
-    return (
-        f"order {order.cert_id} is open for {_listed(order.names)} ({order.key_type}), but the "
-        f"profile now asks for {_listed(profile.names)} ({profile.key_type}): put the profile "
-        f"back, or give the order up with citrixagent.py enroll --force {profile.name}"
-    )
-
-
-def _resume(order: Order, seen: Observed) -> Plan:
-    if order.key_lost:
-        reason = f"the key of order {order.cert_id} is not on this node"
-        return Plan(order.outcome, reason, Step.CREATE_KEY, "replace", replaces=order.cert_id)
-    return Plan(order.outcome, order.reason, _next_step(order, seen), resumes=True)
-
-
-def _placed(profile: Profile, seen: Observed, order: Order, intent: Intent) -> Plan | None:
-    """Go on with an order that SCM has or may have; None where a new one is to be placed."""
-    forced, held = intent.force and intent.command == "enroll", seen.certificate
-    if order.restores:
-        lapsing = profile.auto_renew and held is not None and held.not_after - seen.now <= LAPSE
-        return None if lapsing or intent.command != "run" else _resume(order, seen)
-    if seen.issued and profile.auto_renew and _due(profile, seen.issued, seen.now)[0]:
-        return None  # it could not be put into service while it was fresh
-    if order.refused or order.cert_id is None:
-        _check_anew(profile, seen, order, intent)
         return None
-    if forced and (order.failed or not _still_serves(profile, order)):
+    is_old = seen.now - parse_iso(order.sent) > _A_NIGHT
+    # sent, unknown whether it arrived: enroll --force, or 7 days or less left (auto_renew: true)
+    # and not sent in the last 20 hours
+    if new.cert_id is None and (forced or (at_stake and is_old)):
         return None
-    if not _still_serves(profile, order):
-        raise AgentError("state", _edited_text(profile, order))
-    return _resume(order, seen)
+    # sent, unknown whether it arrived
+    if new.cert_id is None:
+        raise AgentError("unknown_outcome", unknown_outcome_text(name, change))
+    # placed, but it failed, or no longer covers the profile: enroll --force
+    if forced and (order.failed or not _still_serves(profile, new)):
+        return None
+    # placed, but it no longer covers the profile
+    if not _still_serves(profile, new):
+        raise AgentError("state", _edited_text(profile, new))
+    # placed, but its key is lost: 7 days or less left (auto_renew: true)
+    if order.key_lost and at_stake:
+        return None
+    # placed
+    return _go_on_with(change, seen)
 
 
 def _decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
-    order = seen.record.order
+    change = seen.record.change
     if intent.cert_id:
-        return _adopt_order(profile, order, intent.cert_id)
+        return _adopt(profile, change, intent.cert_id)
     if intent.command == "rollback":
         return _roll_back(profile, seen)
-    if order is None:
+    if change is None:
         return _start(profile, seen, intent)
-    if order.sent is None and not order.restores:
-        return _unplaced(profile, seen, order, intent)
-    return _placed(profile, seen, order, intent) or _start(profile, seen, intent, anew=True)
+    return _go_on(profile, seen, change, intent) or _start(profile, seen, intent, anew=True)
 
 
 def decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
@@ -2131,8 +2257,8 @@ def decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
     Raises AgentError where the present situation forbids to go on: then nothing is done.
     """
     plan = _decide(profile, seen, intent)
-    order = seen.record.order if plan.resumes else None
-    agreed = intent.force or (order is not None and order.replace_bound)
+    change = seen.record.change if plan.resumes else None
+    agreed = intent.force or (change is not None and change.take_over)
     # What is installed is renewed all the same: only the binding is then refused, at the end.
     succeeds = seen.certificate is not None and Step.INSTALL in plan.steps(profile)
     if plan.first and seen.conflicts and not (agreed or succeeds):
@@ -2140,7 +2266,7 @@ def decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
     return plan
 
 
-# ----- 7. HTTP --------------------------------------------------------------------------------
+# ----- 8. HTTP --------------------------------------------------------------------------------
 
 _RETRY_DELAYS = (0.5, 1.0, 2.0)  # seconds
 _LONGEST_PAUSE = 60.0  # seconds; a server that asks for more is left alone until the next run
@@ -2584,7 +2710,7 @@ def presented_certificate(host: str, port: int, server_name: str | None, key_typ
     return _presented(_probing_context(), host, port, server_name)
 
 
-# ----- 8. NetScaler ---------------------------------------------------------------------------
+# ----- 9. NetScaler ---------------------------------------------------------------------------
 
 _RESOURCES = {
     "load_balancing": "lbvserver",
@@ -3191,7 +3317,7 @@ def same_content(error: NitroError) -> str:
     return found[1] if found else ""
 
 
-# ----- 9. Sectigo -----------------------------------------------------------------------------
+# ----- 10. Sectigo ----------------------------------------------------------------------------
 
 _PENDING_CODES = frozenset({0, -103, -109, -183, -1400})
 _PASSING_CODES = frozenset({-1, -2, -14, -65, -129, -140, -195, -196})
@@ -3244,8 +3370,8 @@ class Sectigo(Protocol):
         """
         ...
 
-    def order(self, profile: Profile, order: Order) -> str:
-        """Place an order and return its id.
+    def order(self, profile: Profile, change: Change) -> str:
+        """Place the order of a change and return its id.
 
         Raises UnknownOutcomeError where it may have been placed all the same; after any other
         AgentError nothing was ordered.
@@ -3264,7 +3390,7 @@ class Sectigo(Protocol):
         """Revoke a certificate; one that is revoked already is fine."""
         ...
 
-    def find(self, profile: Profile, order: Order, known: Sequence[str]) -> str | None:
+    def find(self, profile: Profile, change: Change, known: Sequence[str]) -> str | None:
         """Look for an order whose reply was lost; None where SCM has no such.
 
         ``known`` are the ids of other orders. Raises UnknownOutcomeError where it cannot be told.
@@ -3575,7 +3701,6 @@ class RestApi:
             "dcv": "validate the domain in SCM; the next run orders again",
             "auth": "check the credentials in scm.yaml",
             "permission": "give the REST account the right in SCM",
-            "unavailable": "the next run tries again",
         }.get(kind) or self._remedy(code, reason, asked, answer.status)
         number = f"HTTP {answer.status} from {answer.address}" if code is None else f"code {code}"
         text = f"SCM refused the {_ORDERS.get(asked, asked)}: {reason} ({number})"
@@ -3653,8 +3778,9 @@ class EnrollmentApi(RestApi):
     def prepare(self, _profile: Profile) -> None:
         self._channel.log_in()
 
-    def order(self, profile: Profile, order: Order) -> str:
-        path = "" if order.action == "enroll" else f"/{_part(order.previous or '')}/{order.action}"
+    def order(self, profile: Profile, change: Change) -> str:
+        order = ordered(change)
+        path = "" if order.action == "enroll" else f"/{_part(order.before or '')}/{order.action}"
         data = self._place(path, _order_body(profile, order), order.action)
         return _order_id(data, "certId")
 
@@ -3667,9 +3793,9 @@ class EnrollmentApi(RestApi):
     def revoke(self, cert_id: str, reason: int, message: str) -> None:
         self._end("DELETE", f"/{_part(cert_id)}", {"reasonCode": reason, "message": message})
 
-    def find(self, profile: Profile, order: Order, _known: Sequence[str]) -> str | None:
+    def find(self, profile: Profile, change: Change, _known: Sequence[str]) -> str | None:
         """Give up: this API has neither a list nor a search."""
-        raise UnknownOutcomeError(unknown_outcome_text(profile.name, order))
+        raise UnknownOutcomeError(unknown_outcome_text(profile.name, change))
 
     def _remedies(self, action: str) -> Mapping[int, str]:
         """Return them: the account fixes profile and term, but a renewal may have to name them."""
@@ -3745,22 +3871,23 @@ class AdminApi(RestApi):
             text = f"the certificate type {wanted} of SCM does not take it"
             raise AgentError("config", f"{profile.name}: certificate.key_type: {text}")
 
-    def order(self, profile: Profile, order: Order) -> str:
+    def order(self, profile: Profile, change: Change) -> str:
+        order = ordered(change)
         if order.action == "enroll":
             body = _admin_enrollment(self._config, profile, order)
             return _order_id(self._place("/enroll", body, "enroll"), "sslId")
-        before = _part(order.previous or "")
+        before = _part(order.before or "")
         if order.action == "renew":
             data = self._place(f"/renewById/{before}", {"csr": order.csr}, "renew")
             return _order_id(data, "sslId")
         body = {
             "csr": order.csr,
-            "reason": order.note or order.reason[:512],
+            "reason": order.note or change.reason[:512],
             "commonName": profile.subject.common_name,
             "subjectAlternativeNames": _other_names(profile),
         }
         self._place(f"/replace/{before}", body, "replace")
-        return order.previous or ""
+        return order.before or ""
 
     def download(self, cert_id: str) -> bytes | None:
         accept = "application/octet-stream, */*;q=0.8"
@@ -3773,14 +3900,14 @@ class AdminApi(RestApi):
         body = {"reasonCode": str(reason), "reason": message}  # text since 25.9
         self._end("POST", f"/revoke/{_part(cert_id)}", body)
 
-    def find(self, profile: Profile, order: Order, known: Sequence[str]) -> str | None:
+    def find(self, profile: Profile, change: Change, known: Sequence[str]) -> str | None:
         """Look by common name for a certificate with the CSR's key; newest first.
 
         A replacement is looked for under the id that it keeps. One that is not issued shows no key:
         then it cannot be told whose order it is.
         """
-        waiting = []
-        replaced = [order.previous or ""] if order.action == "replace" else []
+        waiting, order = [], ordered(change)
+        replaced = [order.before or ""] if order.action == "replace" else []
         for cert_id in replaced or self._named(profile, known):
             try:
                 answer = self.download(cert_id)
@@ -3796,7 +3923,7 @@ class AdminApi(RestApi):
             text = (
                 f"SCM has orders for {profile.subject.common_name} that wait: {', '.join(waiting)}"
             )
-            raise UnknownOutcomeError(f"{text}. {unknown_outcome_text(profile.name, order)}")
+            raise UnknownOutcomeError(f"{text}. {unknown_outcome_text(profile.name, change)}")
         return None
 
     def _named(self, profile: Profile, known: Sequence[str]) -> list[str]:
@@ -3837,10 +3964,11 @@ def connect_to_scm(config: ScmConfig, tokens: Tokens, context: Context) -> Secti
     return backend(config, tokens, context)
 
 
-# ----- 10. State ------------------------------------------------------------------------------
+# ----- 11. Store ------------------------------------------------------------------------------
 
-_RECORD_VERSION = 1
+_RECORD_VERSION = 2
 _PROGRAM = pathlib.Path(__file__).resolve()
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")  # as this tool gives them
 
 
 def write_private(path: pathlib.Path, text: str) -> None:
@@ -3875,22 +4003,58 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _read_generation(data: Document | None) -> Generation | None:
-    return Generation(**data) if data else None
+@functools.cache
+def _types_of(kind: Callable[..., Any]) -> Mapping[str, Any]:
+    return typing.get_type_hints(kind)
 
 
-def _read_record(data: Document) -> Record:
-    """Return a record; ValueError, TypeError or KeyError where it is damaged."""
-    record = Record(**data)
-    record.installed = _read_generation(data["installed"])
-    record.previous = _read_generation(data["previous"])
-    if data["order"]:
-        record.order = Order(**data["order"])
-        record.order.replaces = _read_generation(data["order"]["replaces"])
-        record.order.restores = _read_generation(data["order"]["restores"])
-    for part in (record.installed, record.order):  # of the previous one only a rollback reads more
-        if part and part.pem:
-            read_chain(part.pem)
+def _read_as(kind: Any, data: object) -> Any:  # noqa: ANN401 - a type, and a value of it
+    """Return JSON data as a value of the type of a record's field; ValueError where it is none."""
+    options = typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = _types_of(kind)
+        if not isinstance(data, dict) or data.keys() != hints.keys():
+            raise ValueError("other fields")
+        return kind(**{name: _read_as(hint, data[name]) for name, hint in hints.items()})
+    if type(None) in options:
+        return None if data is None else _read_as(options[0], data)
+    if typing.get_origin(kind) is tuple and isinstance(data, list):
+        return tuple(_read_as(options[0], each) for each in data)
+    if data in options or type(data) is kind:
+        return data
+    raise ValueError("a value of another type")
+
+
+def _check_generation(made: Generation, *, is_read: bool) -> None:
+    """Raise ValueError where a generation contradicts itself, or names files that cannot be."""
+    files = (made.key_file, made.cert_file)
+    if made.ours and not all(map(_FILE_NAME.fullmatch, files)):
+        raise ValueError("a file of ours with a path")
+    if any(_CONTROL.search(file) for file in files):
+        raise ValueError("a file name with control characters")
+    if is_read and made.pem and read_chain(made.pem)[0].serial != made.serial:
+        raise ValueError("another certificate than the serial number says")
+
+
+def _check_record(record: Record, profile: str) -> Record:
+    """Return a record that agrees with itself; ValueError otherwise.
+
+    Of the previous generation the certificate is left unread: only a rollback needs it.
+    """
+    change, order = record.change, record.change.order if record.change else None
+    for made in (*record.generations, *(change.generations if change else ())):
+        _check_generation(made, is_read=made is not record.previous)
+    if not all(map(_FILE_NAME.fullmatch, (*record.litter, *(change.made if change else ())))):
+        raise ValueError("a file of ours with a path")
+    for moment in (change and change.started, order and order.sent):
+        if moment:
+            parse_iso(moment)
+    if order and change and change.new.cert_id and not order.sent:
+        raise ValueError("an order that has an id and was not sent")
+    if change and not order and not change.new.serial:
+        raise ValueError("a change without an order or a certificate")
+    if record.profile != profile:
+        raise ValueError("the record of another profile")
     return record
 
 
@@ -3921,7 +4085,7 @@ class Store:
             data = json.loads(path.read_text(encoding="utf-8"))
             version = data.pop("version")
             if version == _RECORD_VERSION:
-                return _read_record(data)
+                return _check_record(_read_as(Record, data), profile)
         except FileNotFoundError:
             return Record(profile)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -3930,10 +4094,10 @@ class Store:
                 f"{path} is damaged and was left as it is: put it back from a backup, or move it "
                 f"away and, if an order is open in SCM, revoke or decline it there",
             ) from None
-        raise AgentError(
-            "state",
-            f"{path} is of version {version}: use the citrixagent.py that wrote it, or a newer",
-        )
+        way = "use the citrixagent.py that wrote it, or a newer"
+        if version == 1:
+            way = "no release wrote such: move it away and, if an order is open in SCM, decline it"
+        raise AgentError("state", f"{path} is of version {version}: {way}")
 
     def save(self, record: Record) -> None:
         data = {"version": _RECORD_VERSION, **dataclasses.asdict(record)}
@@ -3986,6 +4150,9 @@ class Store:
             "way": way,
         }
         write_private(self.folder / "eula.json", json.dumps(data, indent=1) + "\n")
+
+
+# ----- 12. Files on disk ----------------------------------------------------------------------
 
 
 def read_agreement() -> bytes:
@@ -4315,7 +4482,7 @@ class Home:
         return appliance, problems
 
 
-# ----- 11. Observation ------------------------------------------------------------------------
+# ----- 13. Appliance as seen ------------------------------------------------------------------
 
 _INTERMEDIATE_PREFIX = "ca_"
 _SOON = dt.timedelta(days=30)  # before an intermediate ends
@@ -4339,7 +4506,6 @@ class View:
         self._context = context
         self._bindings: dict[str, list[Binding]] = {}
         self._virtual_servers: dict[str, dict[str, VirtualServerRow]] = {}
-        self._claims: dict[tuple[str, str], str] = {}  # what is going to be bound as a default
         self._is_cluster: bool | None = None
         self._is_synced = False
 
@@ -4447,14 +4613,7 @@ class View:
             other = binding.certkey != profile.certkey and not (binding.sni or binding.ca)
             if other and row and row.key_family == profile.key_family:
                 return binding.certkey
-        claimed = "" if server.sni else self._claims.get((server.name, profile.key_family), "")
-        return claimed if claimed != profile.certkey else ""
-
-    def claim(self, profile: Profile) -> None:
-        """Take note that a profile is going to be bound, so that no other one takes its place."""
-        for server in profile.virtual_servers:
-            if not server.sni:
-                self._claims.setdefault((server.name, profile.key_family), profile.certkey)
+        return ""
 
     def virtual_server(self, server: VirtualServer) -> VirtualServerRow:
         """Return a virtual server's row; AgentError where it is missing or ends no TLS."""
@@ -4519,7 +4678,8 @@ def from_row(row: CertKey) -> Certificate | None:
 
 def known_certificate(record: Record, row: CertKey) -> Certificate | None:
     """Return a certkey's certificate from a record, where that knows it."""
-    for pem in (record.installed.pem if record.installed else "", record.seen or ""):
+    known = (record.change and record.change.new.pem, record.installed and record.installed.pem)
+    for pem in (*known, record.found):
         if pem and (leaf := read_chain(pem)[0]).serial == row.serial:
             return leaf
     return None
@@ -4601,7 +4761,7 @@ class Prover:
         return text, True
 
 
-# ----- 12. Execution --------------------------------------------------------------------------
+# ----- 14. Ordering ---------------------------------------------------------------------------
 
 _FIRST_POLL, _LONGEST_POLL = 1.0, 30.0  # seconds between two questions for one certificate
 _OF_THE_SERVER = frozenset({"unreachable", "untrusted", "unavailable", "auth"})  # for all alike
@@ -4616,12 +4776,12 @@ _STATUS_TEXTS = {
 
 @dataclasses.dataclass
 class Result:
-    """What happened to one profile, for the report."""
+    """What happened to one profile, for the report: written as it happens, never read back."""
 
     profile: str
     appliance: str = ""
     certkey: str = ""
-    outcome: str = "unchanged"
+    outcome: Outcome = "unchanged"
     reason: str = ""
     steps: list[str] = dataclasses.field(default_factory=list)
     not_after: str | None = None
@@ -4655,64 +4815,689 @@ class Run:
     warn: Callable[[str, str], None]  # of what belongs to no profile: what is wrong, and why
 
 
-class Work:
-    """One profile on its way through the pipeline.
+class Memory:
+    """The record of one profile, on disk before anything else happens; a dry run writes nothing."""
+
+    def __init__(self, profile: str, run: Run) -> None:
+        self.record = Record(profile)
+        self._store = run.store
+        self._is_read_only = run.dry_run
+
+    def recall(self) -> None:
+        self.record = self._store.load(self.record.profile)
+
+    def keep(self, record: Record) -> None:
+        """Replace the record; what could not be written is written with the next one."""
+        self.record = record
+        if not self._is_read_only:
+            self._store.save(record)
+
+    def try_to_keep(self, record: Record) -> None:
+        """Replace the record after a failure, which is told also where the disk is full."""
+        with contextlib.suppress(AgentError):
+            self.keep(record)
+
+    def touch(self) -> None:
+        """Remember, before the configuration changes, that it will have to be saved."""
+        self.keep(dataclasses.replace(self.record, unsaved=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One profile at work: what it asks for, where, and what is remembered and told of it."""
+
+    profile: Profile
+    view: View
+    memory: Memory
+    result: Result
+    run: Run
+
+    @property
+    def client(self) -> NetScaler:
+        return self.view.client
+
+    def delete_litter(self) -> None:
+        """Delete the files of ours that neither this nor the last generation needs."""
+        record = self.memory.record
+        kept = {file for each in record.generations for file in (each.key_file, each.cert_file)}
+        kept |= self.view.files_in_use()
+        left = []
+        for file in record.litter:
+            try:
+                if file not in kept:
+                    self.client.delete_file(file)
+            except AgentError as error:
+                self.result.warnings.append(f"{file} was not deleted: {error.message}")
+                left.append(file)
+        self.memory.keep(dataclasses.replace(record, litter=tuple(left)))
+
+
+class Ordering:
+    """From a key to an issued certificate: what may cost money, and is asked for once.
 
     A step can be done again at any time: it looks at what is there before it acts, and what a next
-    run must know is on disk before the appliance or SCM is asked for what cannot be undone.
+    run must know is on record before the appliance or SCM is asked for what cannot be undone.
     """
+
+    def __init__(self, job: Job, scm: Sectigo) -> None:
+        self._profile = job.profile
+        self._job = job
+        self._view = job.view
+        self._memory = job.memory
+        self._result = job.result
+        self._scm = scm
+        self._polls = 0
+        self.resumes = False  # the change was begun by an earlier run
+        self.named: str | None = None  # the id that the operator says the order has
+
+    @property
+    def _record(self) -> Record:
+        return self._memory.record
+
+    @property
+    def _change(self) -> Change:
+        return open_change(self._record)
+
+    @property
+    def _order(self) -> Order:
+        return ordered(self._change)
+
+    def new_change(self, plan: Plan, action: Action) -> Change:
+        """Return a change that orders, with file names that nothing remembered uses."""
+        profile, now = self._profile, utc_now()
+        used = " ".join(self._remembered_files())
+        while (stem := file_stem(profile.certkey, profile.appliance.ssl_directory, now)) in used:
+            now += dt.timedelta(seconds=1)
+        intent = self._job.run.intent
+        return Change(
+            outcome=plan.outcome,
+            reason=plan.reason,
+            started=iso(now),
+            new=Generation(f"{stem}.key", f"{stem}.crt", profile.names, profile.key_type),
+            order=Order(
+                action,
+                wish_of(profile),
+                f"{stem}.csr",
+                before=self._before(),
+                note=intent.reason,
+            ),
+            take_over=intent.force,
+        )
+
+    def _before(self) -> str | None:
+        """Return the id at SCM of what a new order renews or replaces."""
+        return self._record.installed.cert_id if self._record.installed else None
+
+    def _remembered_files(self) -> list[str]:
+        record = self._record
+        keys = [each.key_file for each in record.generations]
+        return [*record.litter, *keys, *self._view.files_in_use()]
+
+    def take_up(self, plan: Plan, action: Action) -> Change:
+        """Return the change that was begun and not sent, for what is asked of SCM now."""
+        change, intent = self._change, self._job.run.intent
+        note = intent.reason or self._order.note
+        order = dataclasses.replace(self._order, action=action, before=self._before(), note=note)
+        return dataclasses.replace(change, outcome=plan.outcome, reason=plan.reason, order=order)
+
+    def look_for_order(self) -> None:
+        """Learn what became of an order whose reply was lost, where SCM can be asked."""
+        change = self._record.change
+        if not (change and change.order and change.order.sent) or change.new.cert_id:
+            return
+        known = [each.cert_id for each in self._record.generations if each.cert_id]
+        with contextlib.suppress(UnknownOutcomeError):
+            found = self._scm.find(self._profile, change, known)
+            self._memory.keep(place_order(self._record, found))
+
+    def create_key(self) -> None:
+        new = self._change.new
+        self._memory.keep(self._record)  # the file's name, before there is a file
+        try:
+            self._job.client.create_key(new.key_file, new.key_type)
+        except NitroError as error:
+            self._check_own(error)
+        self._view.files_changed()
+        self._memory.keep(changing(self._record, key_created=True))
+
+    def create_csr(self) -> None:
+        key_file, csr_file, client = (
+            self._change.new.key_file,
+            self._order.csr_file,
+            self._job.client,
+        )
+        try:
+            client.create_csr(csr_file, key_file, self._profile)
+        except NitroError as error:
+            if error.code in _FILE_MISSING:
+                # The key is on another node: the next run makes a new one.
+                self._memory.keep(give_up(self._record, [key_file]))
+            self._check_own(error, key_file)
+        pem = client.read_file(csr_file)
+        if pem is None:
+            raise AgentError("appliance", f"{client.host}: the CSR {csr_file} is not there")
+        try:
+            csr = check_csr(pem, self._profile)
+        except AgentError:
+            self._memory.keep(give_up(self._record, [key_file, csr_file]))
+            self._job.delete_litter()
+            raise
+        self._memory.keep(ordering(self._record, csr=csr))
+
+    def _check_own(self, error: NitroError, *made: str) -> None:
+        """Go on where a file is there already because an earlier run was cut off; else raise.
+
+        A file that this change did not make is never used: the next run takes other names. ``made``
+        are the files that it did make.
+        """
+        if error.code == _FILE_EXISTS and self.resumes:
+            return
+        if error.code == _FILE_EXISTS:
+            self._memory.keep(give_up(self._record, made))
+        raise error
+
+    def order(self) -> None:
+        """Place the order; what SCM cannot renew or replace is enrolled."""
+        if self._job.client.is_pair:  # a key that is paid for must not be on one node only
+            self._view.sync()
+        try:
+            cert_id = self._send()
+        except NotOfferedError as error:
+            log.warning("%s: %s: enrolling instead", self._profile.name, error.message)
+            self._result.warnings.append(f"{error.message}: enrolled anew instead")
+            self._memory.keep(ordering(self._record, action="enroll"))
+            cert_id = self._send()
+        self._result.cert_id = cert_id
+        try:
+            self._memory.keep(place_order(self._record, cert_id))
+        except AgentError as error:
+            text = (
+                f"order {cert_id} was placed but could not be recorded ({error.message}): make room"
+            )
+            text += f", then run citrixagent.py enroll --cert-id {cert_id} {self._profile.name}"
+            raise AgentError("state", text) from None
+
+    def _send(self) -> str:
+        """Send the order; what is on disk before and after tells the next run what may exist."""
+        self._scm.prepare(self._profile)
+        self._memory.keep(ordering(self._record, sent=iso(utc_now())))
+        try:
+            return self._scm.order(self._profile, self._change)
+        except UnknownOutcomeError as error:
+            raise AgentError("unknown_outcome", f"{error.message}: {self._unknown()}") from None
+        except (AgentError, Interrupted):
+            self._memory.keep(ordering(self._record, sent=None))
+            raise
+
+    def _unknown(self) -> str:
+        return unknown_outcome_text(self._profile.name, self._change)
+
+    def collect(self) -> bool:
+        """Ask once whether the certificate is there, and keep it if so."""
+        change = self._change
+        cert_id = self.named or change.new.cert_id or ""
+        self._result.cert_id = cert_id
+        answer = self._download(cert_id)
+        if change.new.cert_id != cert_id:  # the operator's, and SCM knows it
+            self._memory.keep(adopt(self._record, cert_id, iso(utc_now())))
+        if answer is None:
+            if self._polls % _STATUS_EVERY == 0:
+                self._look_at_status(cert_id)
+            self._polls += 1
+            return False
+        chain = check_issued(answer, self._order.csr or "", self._profile.names, utc_now())
+        self._memory.keep(issue(self._record, chain))
+        self._result.reason = change.reason
+        return True
+
+    def _download(self, cert_id: str) -> bytes | None:
+        """Return what SCM issued for an order; None while it has nothing, or the old one, yet."""
+        order, own_id = self._order, self._change.new.cert_id
+        try:
+            answer = self._scm.download(cert_id)
+        except ScmError as error:
+            if error.kind == "rejected" and cert_id == own_id:
+                self._check_turned_down(cert_id, error.message)
+            raise
+        if answer is None or answers_csr(answer, order.csr or ""):
+            return answer
+        if self._keeps_id(order, cert_id):
+            return None
+        if order.adopted or cert_id != own_id:
+            self._disown(cert_id)
+        return answer
+
+    def _keeps_id(self, order: Order, cert_id: str) -> bool:
+        """Tell whether the id of an order is that of the certificate that it renews or replaces."""
+        in_place = order.action == "replace" and self._scm.replaces_in_place
+        known = cert_id == self._change.new.cert_id and not order.adopted
+        return cert_id == order.before and (in_place or known)
+
+    def _disown(self, cert_id: str) -> NoReturn:
+        """Refuse an id that the operator named: what it stands for has another key."""
+        if self._order.adopted:
+            self._memory.keep(disown(self._record))
+        name, is_unknown = self._profile.name, self._order.sent and not self._change.new.cert_id
+        way = self._unknown() if is_unknown else "name another"
+        raise AgentError(
+            "state", f"{cert_id} is a certificate for another key than {name}'s: {way}"
+        )
+
+    def _look_at_status(self, cert_id: str) -> None:
+        """Learn what an order waits for; a status that cannot be had changes nothing."""
+        try:
+            self._check_turned_down(cert_id)
+        except AgentError as error:
+            if error.kind == "declined":
+                raise
+            log.info("%s: %s", self._profile.name, error.message)
+
+    def _check_turned_down(self, cert_id: str, words: str = "") -> None:
+        """Ask for an order's status; AgentError (declined), kept, where it was turned down."""
+        status = self._scm.status(cert_id)
+        self._result.reason = _STATUS_TEXTS.get(status, f"SCM says {status.lower()}")
+        if status in _TURNED_DOWN:
+            text = f"order {cert_id} was {status.lower()} in SCM" + (f": {words}" if words else "")
+            refused = self._job.run.context.redactor.hide(text)
+            self._memory.keep(ordering(self._record, refused=refused))
+            remedy = f"once it can succeed, run citrixagent.py enroll {self._profile.name}"
+            raise AgentError("declined", f"{text}: {remedy}")
+
+    def fail(self, error: AgentError, *, file_missing: bool, key_lost: bool) -> AgentError:
+        """Take note of why an order cannot be used; return the error as the operator is told it."""
+        new = self._change.new
+        is_own = (self.named or new.cert_id) == new.cert_id is not None
+        if not is_own or error.kind not in {"mismatch", "rejected", "appliance"}:
+            return error
+        message = self._job.run.context.redactor.hide(error.message)
+        failed = fail(self._record, message, file_missing=file_missing, key_lost=key_lost)
+        self._memory.try_to_keep(failed)
+        way = f"citrixagent.py enroll --force {self._profile.name}"
+        text = f"{error.message}: if it stays so, give order {new.cert_id} up with {way}"
+        return AgentError(error.kind, text)
+
+
+# ----- 15. Installing -------------------------------------------------------------------------
+
+
+def chain_of(record: Record, held: Certificate | None) -> tuple[Certificate, ...]:
+    """Return leaf and intermediates that a certkey is to hold; ``held`` is what it holds now.
+
+    Of what this tool did not order only the leaf is known.
+    """
+    change, installed = record.change, record.installed
+    if change and change.new.pem:
+        return read_chain(change.new.pem)
+    if held and installed and installed.pem and installed.serial == held.serial:
+        return read_chain(installed.pem)
+    return (held,) if held else ()
+
+
+class Installer:
+    """From an issued certificate to one that is served: what touches what is in service.
+
+    A step can be done again at any time: it looks at what is there before it acts.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._profile = job.profile
+        self._job = job
+        self._view = job.view
+        self._memory = job.memory
+        self._result = job.result
+        self._prover = Prover(job.profile, job.view, job.run.context.interrupt)
+        self.may_take_over = False  # the operator agreed to push out other default certificates
+
+    @property
+    def _record(self) -> Record:
+        return self._memory.record
+
+    @property
+    def _client(self) -> NetScaler:
+        return self._view.client
+
+    @property
+    def _row(self) -> CertKey | None:
+        return self._view.certkeys.get(self._profile.certkey)
+
+    def held(self) -> Certificate | None:
+        """Return what the certkey holds, as far as that is known without asking."""
+        row = self._row
+        return (known_certificate(self._record, row) or from_row(row)) if row else None
+
+    def chain(self) -> tuple[Certificate, ...]:
+        return chain_of(self._record, self.held())
+
+    def is_linked(self) -> bool:
+        """Tell whether the certkey's chain is complete; one that is not ours is left as it is."""
+        row, chain = self._row, self.chain()
+        if row is None or len(chain) < 2 or row.serial != chain[0].serial:
+            return True
+        issuers = [self._view.find(certificate) for certificate in chain[1:]]
+        first = issuers[0]
+        return bool(
+            all(issuers)
+            and first
+            and row.link == first.name
+            and all(issuer and issuer.link for issuer in issuers[:-1])
+        )
+
+    def unbound(self) -> list[VirtualServer]:
+        certkey, servers = self._profile.certkey, self._profile.virtual_servers
+        return [server for server in servers if not self._view.is_bound(server, certkey)]
+
+    # Upload
+
+    def upload(self) -> None:
+        chain = self.chain()
+        self._upload_file(open_change(self._record).new.cert_file, chain[0])
+        self._ensure_issuers(chain)
+        self._memory.keep(changing(self._record, uploaded=True))
+
+    def _upload_file(self, name: str, certificate: Certificate) -> None:
+        """Upload a certificate; what an earlier attempt left half done makes room for it."""
+        content = certificate.pem.encode()
+        try:
+            self._client.upload(name, content)
+        except NitroError as error:
+            if error.code != _FILE_EXISTS or name in self._view.files_in_use():
+                raise
+            self._client.delete_file(name)
+            self._client.upload(name, content)
+        self._view.files_changed()
+
+    def _ensure_issuers(self, chain: Sequence[Certificate]) -> list[CertKey]:
+        """Have every intermediate there, linked to the next; return them, nearest first."""
+        rows: list[CertKey] = []
+        for certificate in chain[1:]:
+            if not self._view.find(certificate):
+                self._upload_file(self._intermediate_file(certificate), certificate)
+        for certificate in reversed(chain[1:]):
+            row = self._view.find(certificate) or self._add_intermediate(certificate)
+            if rows and not row.link:
+                self._memory.touch()
+                self._client.link(row.name, rows[0].name)
+                row = self._read_back(row.name, certificate, rows[0].name)
+            rows.insert(0, row)
+        return rows
+
+    def _add_intermediate(self, certificate: Certificate) -> CertKey:
+        name = intermediate_name(certificate)
+        self._view.sync()
+        self._memory.touch()
+        try:
+            self._client.add_certkey(name, self._intermediate_file(certificate))
+        except NitroError as error:
+            if error.code != _EXISTS:
+                raise
+            name = same_content(error) or name
+        return self._read_back(name, certificate)
+
+    def _intermediate_file(self, certificate: Certificate) -> str:
+        limit = base_limit(self._profile.appliance.ssl_directory)
+        return f"{shorten(intermediate_name(certificate), limit)}.crt"
+
+    def _read_back(self, name: str, certificate: Certificate, link: str = "") -> CertKey:
+        """Return a certkey as the appliance has it now, if that is what was written."""
+        row = self._view.refresh(name)
+        if row is None or row.serial != certificate.serial:
+            found = f"the serial {row.serial}" if row else "nothing"
+            wrong = f"{found} instead of {certificate.serial}"
+        elif link and row.link != link:
+            wrong = f"the link {row.link or 'nothing'} instead of {link}"
+        else:
+            return row
+        host = self._client.host
+        raise AgentError("appliance", f"{host}: the certkey {name}, read back, holds {wrong}")
+
+    # Install
+
+    def install(self) -> None:
+        """Give the certkey the new generation: a new certkey, or an update of the one there."""
+        row = self._row
+        is_to_prove = self._profile.handshake != "off"
+        self._view.sync()
+        self._memory.keep(dataclasses.replace(self._record, unverified=is_to_prove, unsaved=True))
+        if row is None:
+            self._add()
+            return
+        old = open_change(self._record).old
+        if old is None or old.serial != row.serial:
+            self._memory.keep(changing(self._record, old=self._generation_of(row)))
+        self._update(row, open_change(self._record).new)
+
+    def _add(self) -> None:
+        new, chain, certkey = open_change(self._record).new, self.chain(), self._profile.certkey
+        try:
+            self._client.add_certkey(certkey, new.cert_file, new.key_file)
+        except NitroError as error:
+            if error.code != _EXISTS:
+                raise
+            if other := same_content(error):
+                text = f'{error.message}: this certificate is there as "{other}"'
+                raise AgentError("appliance", f"{text}: set certificate.name to it") from None
+            self._read_back(certkey, chain[0])
+        if len(chain) == 1:  # otherwise read back after the link
+            self._read_back(certkey, chain[0])
+
+    def _generation_of(self, row: CertKey) -> Generation:
+        """Return what is in service now, as what a rollback would put back."""
+        installed, held = self._record.installed, self.held()
+        if installed and installed.serial == row.serial:
+            return installed
+        return Generation(
+            key_file=row.key_file,
+            cert_file=row.cert_file,
+            names=held.names if held else (),
+            key_type=held.key_type if held else row.key_type,
+            serial=row.serial,
+            pem=held.pem if held else "",
+            ours=False,
+            link=row.link,
+        )
+
+    def _update(self, row: CertKey, new: Generation) -> None:
+        """Give the certkey another generation: for installation, rollback and undo."""
+        leaf, held = read_chain(new.pem)[0], self.held()
+        other_names = held is None or not same_names(held, leaf)
+        try:
+            self._client.update_certkey(
+                row.name, new.cert_file, new.key_file, other_names=other_names
+            )
+        except NitroError as error:
+            if error.code != _ISSUER_MISMATCH:
+                raise
+            self._update_unlinked(row, new, other_names=other_names)
+        self._read_back(row.name, leaf)
+
+    def _update_unlinked(self, row: CertKey, new: Generation, *, other_names: bool) -> None:
+        """Update where the link forbids another issuer; meanwhile the leaf is served alone."""
+        self._client.unlink(row.name)
+        try:
+            self._client.update_certkey(
+                row.name, new.cert_file, new.key_file, other_names=other_names
+            )
+        except AgentError:
+            if row.link:
+                with contextlib.suppress(AgentError):  # what went wrong first is told
+                    self._client.link(row.name, row.link)
+            raise
+
+    def link(self) -> None:
+        change = self._record.change
+        self._relink(self.chain(), change.new.link if change else "")
+
+    def _relink(self, chain: Sequence[Certificate], otherwise: str) -> None:
+        """Link the certkey to its chain, or to ``otherwise`` where the chain is not known."""
+        issuers = self._ensure_issuers(chain)
+        issuer = issuers[0].name if issuers else otherwise
+        row = self._row
+        if not issuer or issuer not in self._view.certkeys or (row and row.link == issuer):
+            return
+        self._memory.touch()
+        if row and row.link:
+            self._client.unlink(row.name)
+        self._client.link(self._profile.certkey, issuer)
+        self._read_back(self._profile.certkey, chain[0], issuer)
+
+    # Bind
+
+    def bind(self) -> None:
+        """Bind where it is missing; where another certkey would be pushed out, only if agreed."""
+        missing = self.unbound()
+        refused = [] if self.may_take_over else self._view.bound_elsewhere(missing, self._profile)
+        for server in missing:
+            if other := self._view.bound_instead(server, self._profile):
+                if not self.may_take_over:
+                    continue
+                text = f'the certkey "{other}" was replaced on the virtual server "{server.name}"'
+                self._result.warnings.append(text)
+            self._bind_to(server)
+        if refused:
+            raise AgentError("state", conflict_text(self._profile.name, refused))
+
+    def _bind_to(self, server: VirtualServer) -> None:
+        certkey = self._profile.certkey
+        self._view.virtual_server(server)
+        self._memory.touch()
+        self._client.bind(server.name, certkey, sni=server.sni)
+        self._view.refresh_bindings(server.name)
+        if not self._view.is_bound(server, certkey):
+            host = self._client.host
+            text = f"{host}: {server.name} does not list the certkey {certkey} after the binding"
+            raise AgentError("appliance", text)
+
+    # Prove
+
+    def saved(self) -> None:
+        """Take note that the appliance saved its configuration."""
+        self._memory.keep(self.closed(dataclasses.replace(self._record, unsaved=False)))
+
+    def closed(self, record: Record) -> Record:
+        """Close a change whose certificate is installed, saved and, where required, proved."""
+        row, change = self._row, record.change
+        if not (change and change.new.pem and row and row.serial == change.new.serial):
+            return record
+        is_rollback = self._job.run.intent.command == "rollback"
+        is_required = self._profile.handshake == "required" and not is_rollback
+        is_open = record.unsaved or (record.unverified and is_required)
+        return record if is_open else promote(record)
+
+    def verify(self) -> None:
+        """Compare what every virtual server presents with what was installed."""
+        required = self._profile.handshake == "required"
+        for server in self._profile.virtual_servers:
+            wrong, presented = self._prover.wrong_at(server, self.chain()[0])
+            if wrong and required:
+                raise AgentError("verify", wrong + (self._undo() if presented else ""))
+            if wrong:
+                self._result.warnings.append(wrong)
+        self._memory.keep(self.closed(dataclasses.replace(self._record, unverified=False)))
+
+    def _undo(self) -> str:
+        """Put back what the certkey held before, as a rollback does, and say so.
+
+        The change stays open: what was paid for is installed again by the next run.
+        """
+        change, row = self._record.change, self._row
+        old = change.old if change and change.order else None
+        if not (old and old.pem and row) or read_chain(old.pem)[0].not_after <= utc_now():
+            return ": there is no valid certificate to put back, so the new one stays"
+        try:
+            self._put_back(old, row)
+        except AgentError as error:
+            return f": and putting the previous certificate back FAILED: {error.message}"
+        return ": the previous certificate was put back; the next run tries again"
+
+    def _put_back(self, old: Generation, row: CertKey) -> None:
+        """Install an earlier generation, link it as it was, and save."""
+        chain = read_chain(old.pem)
+        self._memory.touch()
+        self._update(row, old)
+        self._relink(chain, old.link)
+        self._view.save()
+        self._memory.keep(dataclasses.replace(self._record, unsaved=False, unverified=False))
+        self._result.show(chain[0])
+        self._result.cert_id = old.cert_id
+
+    def clean_up(self) -> None:
+        """Delete the files that neither this nor the last generation needs."""
+        self._job.delete_litter()
+        self._memory.keep(dataclasses.replace(self._record, finishing=None))
+
+    def fail_rollback(self, error: AgentError) -> None:
+        """Forget a rollback that the appliance refused: it must not stand in a renewal's way."""
+        new, row = open_change(self._record).new, self._row
+        is_done = row is not None and row.serial == new.serial
+        if not is_done and (isinstance(error, NitroError) or error.kind == "appliance"):
+            self._memory.try_to_keep(give_up(self._record))
+
+
+# ----- 16. Work -------------------------------------------------------------------------------
+
+
+class Work:
+    """One profile on its way through the pipeline: recall, observe, decide, advance, report."""
 
     def __init__(self, profile: Profile, view: View, scm: Sectigo, run: Run) -> None:
         self.profile = profile
         self.result = Result(
             profile.name, profile.appliance.host, profile.certkey, notices=list(profile.notices)
         )
+        self.has_failed = False
         self._view = view
         self._scm = scm
         self._run = run
-        self._prover = Prover(profile, view, run.context.interrupt)
-        self._record = Record(profile.name)
-        self._plan = Plan("unchanged", "")
+        self._memory = Memory(profile.name, run)
+        self._job = Job(profile, view, self._memory, self.result, run)
+        self._ordering = Ordering(self._job, scm)
+        self._installer = Installer(self._job)
+        self._plan: Plan | None = None
         self._todo: list[Step] = []
-        self._chain: Sequence[Certificate] = ()
-        self._polls = 0
-        self._agreed = run.intent.force
+        self._done: list[Step] = []
 
     @property
-    def _client(self) -> NetScaler:
-        return self._view.client
+    def _record(self) -> Record:
+        return self._memory.record
+
+    @property
+    def _is_rollback(self) -> bool:
+        return self._run.intent.command == "rollback"
 
     # Planning
 
     def recall(self) -> None:
         """Read the record, before anything else is done."""
-        self._record = self._run.store.load(self.profile.name)
-        order = self._record.order
-        if order and order.sent and not order.refused:
-            self._view.claim(self.profile)  # before anybody who has not ordered yet
+        self._memory.recall()
 
     def plan(self) -> None:
         """Observe and decide; what is left to do is kept."""
-        self.result.appliance = self._client.host
-        self._close_order()
-        self._look_for_order()
+        self.result.appliance = self._view.client.host
+        self._close_change()
+        self._ordering.look_for_order()
         seen = self._observe()
-        self._plan = decide(self.profile, seen, self._run.intent)
-        steps = self._plan.steps(self.profile)
-        self.result.reason = self._plan.reason
-        self.result.warnings += self._plan.warnings
-        self.result.notices += self._plan.notices
+        plan = decide(self.profile, seen, self._run.intent)
+        steps = plan.steps(self.profile)
+        self.result.reason = plan.reason
+        self.result.warnings += plan.warnings
+        self.result.notices += plan.notices
         level = logging.INFO if steps else logging.DEBUG
-        log.log(level, "%s: %s: %s", self.profile.name, self._plan.outcome, self._plan.reason)
+        log.log(level, "%s: %s: %s", self.profile.name, plan.outcome, plan.reason)
         if seen.unbound and steps:
             self._check_virtual_servers()
-            self._view.claim(self.profile)
         if not self._run.dry_run:
-            self._begin()
+            self._begin(plan)
             self._todo = list(steps)
         elif steps:
             self.result.outcome = "planned"
             self.result.steps = [step.value for step in steps]
+        self._plan = plan
+
+    def _close_change(self) -> None:
+        """Close what an earlier run had finished but for the note of it."""
+        closed = self._installer.closed(self._record)
+        if closed != self._record:
+            self._memory.keep(closed)
 
     def _check_virtual_servers(self) -> None:
         for server in self.profile.virtual_servers:
@@ -4720,115 +5505,58 @@ class Work:
             if not self._view.is_bound(server, self.profile.certkey):
                 self._view.check_sni(server)
 
-    def _begin(self) -> None:
-        """Put the plan on record: an order that is gone on with, a new one, or one given up."""
-        plan, order = self._plan, self._record.order
-        if order and plan.resumes:
-            self._go_on_with(order)
-            return
-        if order:
-            self._record.order = None
-        if order and not order.restores:
-            self._record.litter += [order.key_file, order.csr_file, order.cert_file]
-        if plan.action:
-            self._record.order = self._new_order(plan.action)
-        if plan.restores:
-            self._record.order = self._restoring_order(plan.restores)
-            self._chain = read_chain(plan.restores.pem)
-        if order or self._record.order:
-            self._remember()  # at once: the new one may be all that is known of the old one
-        if plan.action:
-            self._delete_litter()
-
-    def _go_on_with(self, order: Order) -> None:
-        plan = self._plan
-        order.replace_bound = order.replace_bound or self._run.intent.force
-        self._agreed = order.replace_bound
-        if plan.action:
-            order.action, order.outcome, order.reason = plan.action, plan.outcome, plan.reason
-            order.previous, order.rescues = self._previous_id(), plan.replaces
-        order.asked = self._run.intent.outlasts or order.asked
-        order.note = self._run.intent.reason or order.note
-
-    def _close_order(self) -> None:
-        """Close the order whose certificate is installed, saved and, where required, proved."""
-        record, row = self._record, self._view.certkeys.get(self.profile.certkey)
-        order = record.order
-        if not (order and order.pem and row and row.serial == order.serial) or record.unsaved:
-            return
-        proof = self.profile.handshake == "required" and self._run.intent.command != "rollback"
-        if record.unverified and proof:
-            return
-        self._promote(order)
-
-    def _promote(self, order: Order) -> None:
-        """Close a finished order: what it replaced is what a rollback puts back."""
+    def _begin(self, plan: Plan) -> None:
+        """Put the plan on record: a change that is gone on with, a new one, or one given up."""
         record = self._record
-        before = [each for each in (record.installed, record.previous) if each]
-        record.previous = order.replaces or record.installed
-        record.installed = order.restores or Generation(
-            serial=order.serial or "",
-            key_file=order.key_file,
-            cert_file=order.cert_file,
-            names=order.names,
-            key_type=order.key_type,
-            pem=order.pem or "",
-            cert_id=order.cert_id,
-        )
-        kept = {each.serial for each in (record.installed, record.previous) if each}
-        dropped = [each for each in before if each.ours and each.serial not in kept]
-        record.litter += [file for file in (order.csr_file,) if file]
-        record.litter += [file for each in dropped for file in (each.key_file, each.cert_file)]
-        record.order = None
-        record.seen = None
-        record.finishing = order.outcome
-        record.rolled_back = order.restores is not None
+        if record.change and plan.resumes:
+            self._resume(record, record.change, plan)
+        elif plan.action:
+            # At once: the new change may be all that is known of the old one.
+            self._memory.keep(begin(record, self._ordering.new_change(plan, plan.action)))
+            self._job.delete_litter()
+        elif plan.restores:
+            rollback = Change(plan.outcome, plan.reason, iso(utc_now()), plan.restores)
+            self._memory.keep(begin(record, rollback))
+        elif record.change:
+            self._memory.keep(give_up(record))
+        change = self._record.change
+        agreed = change is not None and change.take_over
+        self._installer.may_take_over = agreed or self._run.intent.force
 
-    def _look_for_order(self) -> None:
-        """Learn what became of an order whose reply was lost, where SCM can be asked."""
-        record, order = self._record, self._record.order
-        if not order or order.restores or not order.sent or order.cert_id:
-            return
-        generations = [each for each in (record.installed, record.previous) if each]
-        known = [each.cert_id for each in generations if each.cert_id]
-        try:
-            order.cert_id = self._scm.find(self.profile, order, known)
-        except UnknownOutcomeError:
-            return
-        order.sent = order.sent if order.cert_id else None
-        if not self._run.dry_run:
-            self._remember()
+    def _resume(self, record: Record, change: Change, plan: Plan) -> None:
+        """Go on with the open change; consent that the operator gives now is kept."""
+        self._ordering.resumes, self._ordering.named = True, plan.cert_id
+        if plan.action:
+            change = self._ordering.take_up(plan, plan.action)
+        change = dataclasses.replace(change, take_over=change.take_over or self._run.intent.force)
+        if change != record.change:
+            self._memory.keep(dataclasses.replace(record, change=change))
 
     def _observe(self) -> Observed:
         certificate = self._installed_certificate()
         managed = self._managed_id(certificate)
-        order = self._record.order
-        self.result.cert_id = (order.cert_id if order else None) or managed
+        change = self._record.change
+        self.result.cert_id = (change.new.cert_id if change else None) or managed
         if certificate:
             self.result.show(certificate)
-        if order and order.pem:
-            self._chain = read_chain(order.pem)
-        elif managed and self._record.installed:
-            self._chain = read_chain(self._record.installed.pem)
-        elif certificate:
-            self._chain = (certificate,)
-        servers = self.profile.virtual_servers
-        unbound = [s for s in servers if not self._view.is_bound(s, self.profile.certkey)]
+        unbound = self._installer.unbound()
+        is_issued = change is not None and change.order is not None and bool(change.new.pem)
+        is_sent = change is not None and change.order is not None and bool(change.order.sent)
         return Observed(
             now=utc_now(),
             record=self._record,
             certificate=certificate,
-            linked=self._is_linked(),
+            linked=self._installer.is_linked(),
             unbound=tuple(server.name for server in unbound),
             conflicts=tuple(self._view.bound_elsewhere(unbound, self.profile)),
-            issued=self._chain[0] if order and order.pem else None,
+            issued=self._installer.chain()[0] if is_issued else None,
             previous=self._previous_certificate(),
-            revoked=bool(managed and not (order and order.sent) and self._is_revoked(managed)),
+            revoked=bool(managed and not is_sent and self._is_revoked(managed)),
         )
 
     def _previous_certificate(self) -> Certificate | None:
         previous = self._record.previous
-        if previous and previous.pem and self._run.intent.command == "rollback":
+        if previous and previous.pem and self._is_rollback:
             with contextlib.suppress(ValueError):
                 return read_chain(previous.pem)[0]
         return None
@@ -4847,24 +5575,9 @@ class Work:
         if known := known_certificate(self._record, row):
             return known
         certificate = read_installed(self._view, row)
-        if certificate.pem and not self._run.dry_run:
-            self._record.seen = certificate.pem
-            self._remember()
+        if certificate.pem:
+            self._memory.keep(dataclasses.replace(self._record, found=certificate.pem))
         return certificate
-
-    def _is_linked(self) -> bool:
-        """Tell whether the certkey's chain is complete; one that is not ours is left as it is."""
-        row = self._view.certkeys.get(self.profile.certkey)
-        if row is None or len(self._chain) < 2 or row.serial != self._chain[0].serial:
-            return True
-        issuers = [self._view.find(certificate) for certificate in self._chain[1:]]
-        first = issuers[0]
-        return bool(
-            all(issuers)
-            and first
-            and row.link == first.name
-            and all(issuer and issuer.link for issuer in issuers[:-1])
-        )
 
     def _is_revoked(self, cert_id: str) -> bool:
         asked = self._run.intent.command in {"run", "enroll"}
@@ -4886,7 +5599,7 @@ class Work:
     @property
     def waits(self) -> bool:
         """Whether an order is placed and its certificate not there yet."""
-        return self._todo[:1] == [Step.COLLECT] and self.result.error is None
+        return self._todo[:1] == [Step.COLLECT] and not self.has_failed
 
     @property
     def max_wait(self) -> int:
@@ -4894,7 +5607,9 @@ class Work:
 
     @property
     def needs_save(self) -> bool:
-        return self._record.unsaved or self._todo[:1] == [Step.SAVE]
+        """Whether the appliance's configuration was changed; never in a dry run."""
+        is_next = self._todo[:1] == [Step.SAVE]
+        return (self._record.unsaved or is_next) and not self._run.dry_run
 
     def advance(self, *until: Step) -> None:
         """Do the steps that are left, up to one of ``until`` (not included)."""
@@ -4903,15 +5618,15 @@ class Work:
 
     def _perform(self, step: Step) -> None:
         steps: Mapping[Step, Callable[[], None]] = {
-            Step.CREATE_KEY: self._create_key,
-            Step.CREATE_CSR: self._create_csr,
-            Step.ORDER: self._order,
-            Step.UPLOAD: self._upload,
-            Step.INSTALL: self._install,
-            Step.LINK: self._link,
-            Step.BIND: self._bind,
-            Step.VERIFY: self._verify,
-            Step.CLEAN_UP: self._clean_up,
+            Step.CREATE_KEY: self._ordering.create_key,
+            Step.CREATE_CSR: self._ordering.create_csr,
+            Step.ORDER: self._ordering.order,
+            Step.UPLOAD: self._installer.upload,
+            Step.INSTALL: self._installer.install,
+            Step.LINK: self._installer.link,
+            Step.BIND: self._installer.bind,
+            Step.VERIFY: self._installer.verify,
+            Step.CLEAN_UP: self._installer.clean_up,
         }
         self._run.progress(f"{self.profile.name}: {step.value}")
         steps[step]()
@@ -4920,567 +5635,80 @@ class Work:
     def _did(self, step: Step) -> None:
         log.info("%s: %s done", self.profile.name, step.value)
         self._todo.remove(step)
+        self._done.append(step)
         self.result.steps.append(step.value)
 
-    def _remember(self) -> None:
-        self._run.store.save(self._record)
-
-    @property
-    def _current(self) -> Order:
-        order = self._record.order
-        if order is None:
-            raise AssertionError("this step belongs to an order")
-        return order
-
-    def _create_key(self) -> None:
-        order = self._current
-        self._remember()
-        try:
-            self._client.create_key(order.key_file, order.key_type)
-        except NitroError as error:
-            self._check_own(error)
-        order.key_created = True
-        self._view.files_changed()
-        self._remember()
-
-    def _new_order(self, action: Action) -> Order:
-        """Return a new order, with file names that nothing remembered uses."""
-        now = utc_now()
-        directory = self.profile.appliance.ssl_directory
-        used = " ".join(self._remembered_files())
-        while (stem := file_stem(self.profile.certkey, directory, now)) in used:
-            now += dt.timedelta(seconds=1)
-        return Order(
-            action=action,
-            outcome=self._plan.outcome,
-            reason=self._plan.reason,
-            wish=wish_of(self.profile),
-            names=list(self.profile.names),
-            key_type=self.profile.key_type,
-            started=iso(now),
-            key_file=f"{stem}.key",
-            csr_file=f"{stem}.csr",
-            cert_file=f"{stem}.crt",
-            replace_bound=self._run.intent.force,
-            previous=self._previous_id(),
-            rescues=self._plan.replaces,
-            asked=self._run.intent.outlasts,
-            note=self._run.intent.reason,
-        )
-
-    def _previous_id(self) -> str | None:
-        """Return the id at SCM of what a new order renews or replaces."""
-        installed = self._record.installed
-        return self._plan.replaces or (installed.cert_id if installed else None)
-
-    def _restoring_order(self, old: Generation) -> Order:
-        """Return what puts an earlier generation back; it begins with the installation."""
-        return Order(
-            action="enroll",
-            outcome=self._plan.outcome,
-            reason=self._plan.reason,
-            wish=wish_of(self.profile),
-            names=old.names,
-            key_type=old.key_type,
-            started=iso(utc_now()),
-            key_file=old.key_file,
-            csr_file="",
-            cert_file=old.cert_file,
-            key_created=True,
-            csr="",
-            cert_id=old.cert_id or "",
-            pem=old.pem,
-            serial=old.serial,
-            uploaded=True,
-            restores=old,
-        )
-
-    def _remembered_files(self) -> list[str]:
-        record = self._record
-        generations = [each for each in (record.installed, record.previous) if each]
-        return [
-            *record.litter,
-            *(each.key_file for each in generations),
-            *self._view.files_in_use(),
-        ]
-
-    def _create_csr(self) -> None:
-        order = self._current
-        try:
-            self._client.create_csr(order.csr_file, order.key_file, self.profile)
-        except NitroError as error:
-            if error.code in _FILE_MISSING:
-                # The key is on another node: the next run makes a new one.
-                self._abandon(order.key_file)
-            self._check_own(error, order.key_file)
-        pem = self._client.read_file(order.csr_file)
-        if pem is None:
-            text = f"{self._client.host}: the CSR {order.csr_file} is not there"
-            raise AgentError("appliance", text)
-        try:
-            order.csr = check_csr(pem, self.profile)
-        except AgentError:
-            self._abandon(order.key_file, order.csr_file)
-            self._delete_litter()
-            raise
-        self._remember()
-
-    def _check_own(self, error: NitroError, *made: str) -> None:
-        """Go on where a file is there already because an earlier run was cut off; else raise.
-
-        A file that this order did not make is never used: the next run takes other names. ``made``
-        are the files that it did make.
-        """
-        if error.code == _FILE_EXISTS and self._plan.resumes:
-            return
-        if error.code == _FILE_EXISTS:
-            self._abandon(*made)
-        raise error
-
-    def _abandon(self, *made: str) -> None:
-        """Give up an order of which SCM knows nothing; the next run begins a new one."""
-        self._record.litter += made
-        self._record.order = None
-        self._remember()
-
-    def _order(self) -> None:
-        order = self._current
-        if self._client.is_pair:  # a key that is paid for must not be on one node only
-            self._view.sync()
-        try:
-            cert_id = self._place(order)
-        except NotOfferedError as error:
-            log.warning("%s: %s: enrolling instead", self.profile.name, error.message)
-            self.result.warnings.append(f"{error.message}: enrolled anew instead")
-            order.action = "enroll"
-            cert_id = self._place(order)
-        order.cert_id = cert_id
-        self.result.cert_id = cert_id
-        try:
-            self._remember()
-        except AgentError as error:
-            text = (
-                f"order {cert_id} was placed but could not be recorded ({error.message}): make room"
-            )
-            text += f", then run citrixagent.py enroll --cert-id {cert_id} {self.profile.name}"
-            raise AgentError("state", text) from None
-
-    def _place(self, order: Order) -> str:
-        """Send an order; what is on disk before and after tells the next run what may exist."""
-        self._scm.prepare(self.profile)
-        order.sent = iso(utc_now())
-        self._remember()
-        try:
-            return self._scm.order(self.profile, order)
-        except UnknownOutcomeError as error:
-            text = f"{error.message}: {unknown_outcome_text(self.profile.name, order)}"
-            raise AgentError("unknown_outcome", text) from None
-        except (AgentError, Interrupted):
-            order.sent = None
-            self._remember()
-            raise
-
     def collect(self) -> None:
-        """Ask once whether the certificate is there, and keep it if so."""
-        order = self._current
-        cert_id = self._plan.cert_id or order.cert_id or ""
-        self.result.cert_id = cert_id
-        answer = self._download(order, cert_id)
-        if order.cert_id != cert_id:  # the operator's, and SCM knows it
-            order.cert_id, order.refused, order.adopted = cert_id, None, True
-            order.sent = order.sent or iso(utc_now())
-            self._remember()
-        if answer is None:
-            if self._polls % _STATUS_EVERY == 0:
-                self._look_at_status(cert_id)
-            self._polls += 1
-            return
-        self._chain = check_issued(answer, order.csr or "", self.profile.names, utc_now())
-        order.pem = "".join(certificate.pem for certificate in self._chain)
-        order.serial = self._chain[0].serial
-        self._remember()
-        self.result.reason = self._plan.reason
-        self._did(Step.COLLECT)
+        """Ask once whether the certificate is there."""
+        if self._ordering.collect():
+            self._did(Step.COLLECT)
 
-    def _download(self, order: Order, cert_id: str) -> bytes | None:
-        """Return what SCM issued for an order; None while it has nothing, or the old one, yet."""
-        try:
-            answer = self._scm.download(cert_id)
-        except ScmError as error:
-            if error.kind == "rejected" and cert_id == order.cert_id:
-                self._check_turned_down(cert_id, error.message)
-            raise
-        if answer is None or answers_csr(answer, order.csr or ""):
-            return answer
-        if self._keeps_id(order, cert_id):
-            return None
-        if order.adopted or cert_id != order.cert_id:
-            self._disown(order, cert_id)
-        return answer
+    def saved(self) -> None:
+        """Take note that the appliance saved its configuration."""
+        self._installer.saved()
+        if self._todo[:1] == [Step.SAVE]:
+            self._did(Step.SAVE)
 
-    def _keeps_id(self, order: Order, cert_id: str) -> bool:
-        """Tell whether the id of an order is that of the certificate that it renews or replaces."""
-        in_place = order.action == "replace" and self._scm.replaces_in_place
-        known = cert_id == order.cert_id and not order.adopted
-        return cert_id == order.previous and (in_place or known)
-
-    def _disown(self, order: Order, cert_id: str) -> NoReturn:
-        """Refuse an id that the operator named: what it stands for has another key."""
-        if order.adopted:
-            order.cert_id, order.adopted = None, False
-            self._remember()
-        name = self.profile.name
-        way = (
-            unknown_outcome_text(name, order)
-            if order.sent and not order.cert_id
-            else "name another"
-        )
-        raise AgentError(
-            "state", f"{cert_id} is a certificate for another key than {name}'s: {way}"
-        )
-
-    def _look_at_status(self, cert_id: str) -> None:
-        """Learn what an order waits for; a status that cannot be had changes nothing."""
-        try:
-            self._check_turned_down(cert_id)
-        except AgentError as error:
-            if error.kind == "declined":
-                raise
-            log.info("%s: %s", self.profile.name, error.message)
-
-    def _check_turned_down(self, cert_id: str, words: str = "") -> None:
-        """Ask for an order's status; AgentError (declined), kept, where it was turned down."""
-        status = self._scm.status(cert_id)
-        self.result.reason = _STATUS_TEXTS.get(status, f"SCM says {status.lower()}")
-        if status in _TURNED_DOWN:
-            text = f"order {cert_id} was {status.lower()} in SCM" + (f": {words}" if words else "")
-            self._current.refused = self._run.context.redactor.hide(text)
-            self._remember()
-            remedy = f"once it can succeed, run citrixagent.py enroll {self.profile.name}"
-            raise AgentError("declined", f"{text}: {remedy}")
+    # Reporting
 
     def fail(self, error: AgentError) -> None:
-        """Take note of a failure: an order that cannot be used may be given up with --force.
-
-        What fails before the first step says nothing about the order.
-        """
-        order = self._record.order if self._todo else None
-        if order and order.restores:
-            self._give_up_rollback(order, error)
-            self.result.fail(error)
-            return
-        if order and order.asked and not order.sent and error.kind in {"rejected", "appliance"}:
-            order.asked = ""  # a no to the operator, not to every run from now on
-            with contextlib.suppress(AgentError):
-                self._remember()
-        missing = isinstance(error, NitroError) and error.code in _FILE_MISSING
-        if order and order.cert_id and missing:
-            # What is missing is uploaded again; if that was done already, it is the key.
-            order.key_lost = Step.UPLOAD.value in self.result.steps
-            order.uploaded = False
-        asked = self._plan.cert_id or (order.cert_id if order else None)
-        if (
-            order
-            and asked == order.cert_id is not None
-            and error.kind in {"mismatch", "rejected", "appliance"}
-        ):
-            order.failed = self._run.context.redactor.hide(error.message)
-            with contextlib.suppress(AgentError):
-                self._remember()
-            way = f"citrixagent.py enroll --force {self.profile.name}"
-            text = f"{error.message}: if it stays so, give order {order.cert_id} up with {way}"
-            error = AgentError(error.kind, text)
+        """Take note of a failure; what fails before the first step says nothing about a change."""
+        change = self._record.change if self._todo else None
+        if change and change.order:
+            error = self._fail_order(error)
+        elif change:
+            self._installer.fail_rollback(error)
+        if isinstance(error, ScmError) and error.kind == "unavailable":
+            error = AgentError("unavailable", f"{error.message}: {self._who_tries_again()}")
+        self.has_failed = True
         self.result.fail(error)
 
-    def _give_up_rollback(self, order: Order, error: AgentError) -> None:
-        """Forget a rollback that the appliance refused: it must not stand in a renewal's way."""
-        row = self._view.certkeys.get(self.profile.certkey)
-        done = row and order.restores and row.serial == order.restores.serial
-        if not done and (isinstance(error, NitroError) or error.kind == "appliance"):
-            self._record.order = None
-            with contextlib.suppress(AgentError):
-                self._remember()
+    def _who_tries_again(self) -> str:
+        """Say how it goes on after a failure that passes: a run asks for what is due, no more."""
+        intent, change = self._run.intent, self._record.change
+        is_sent = change and change.order and change.order.sent
+        if intent.command == "run" or is_sent:
+            return "the next run tries again"
+        force = " --force" if intent.force else ""
+        return f"run citrixagent.py {intent.command}{force} {self.profile.name} again"
+
+    def _fail_order(self, error: AgentError) -> AgentError:
+        """Note a failure on record; of a file that is missing after the upload, it is the key."""
+        missing = isinstance(error, NitroError) and error.code in _FILE_MISSING
+        is_lost = missing and Step.UPLOAD in self._done
+        return self._ordering.fail(error, file_missing=missing, key_lost=is_lost)
 
     def interrupt(self) -> None:
         """Report what was not finished when the run was interrupted."""
-        planned = bool(self._plan.reason)
         if self.waits:
             self.leave_pending()
-        elif not self.result.error and (self._todo or not planned):
-            what = self._todo[0].value if planned else "it was looked at"
+        elif not self.has_failed and (self._todo or not self._plan):
+            what = self._todo[0].value if self._plan else "it was looked at"
             text = f"interrupted before {what}: the next run goes on from here"
+            self.has_failed = True
             self.result.fail(AgentError("state", text))
 
     def leave_pending(self) -> None:
         self.result.outcome = "pending"
-        self.result.reason = self.result.reason or "being issued by the CA"
         self._todo = []
-
-    def _upload(self) -> None:
-        order = self._current
-        self._upload_file(order.cert_file, self._chain[0])
-        self._ensure_issuers()
-        order.uploaded = True
-        self._remember()
-
-    def _upload_file(self, name: str, certificate: Certificate) -> None:
-        """Upload a certificate; what an earlier attempt left half done makes room for it."""
-        content = certificate.pem.encode()
-        try:
-            self._client.upload(name, content)
-        except NitroError as error:
-            if error.code != _FILE_EXISTS or name in self._view.files_in_use():
-                raise
-            self._client.delete_file(name)
-            self._client.upload(name, content)
-        self._view.files_changed()
-
-    def _ensure_issuers(self) -> list[CertKey]:
-        """Have every intermediate there, linked to the next; return them, nearest first."""
-        rows: list[CertKey] = []
-        for certificate in self._chain[1:]:
-            if not self._view.find(certificate):
-                self._upload_file(self._intermediate_file(certificate), certificate)
-        for certificate in reversed(self._chain[1:]):
-            row = self._view.find(certificate) or self._add_intermediate(certificate)
-            if rows and not row.link:
-                self._touch()
-                self._client.link(row.name, rows[0].name)
-                row = self._read_back(row.name, certificate, rows[0].name)
-            rows.insert(0, row)
-        return rows
-
-    def _add_intermediate(self, certificate: Certificate) -> CertKey:
-        name = intermediate_name(certificate)
-        self._view.sync()
-        self._touch()
-        try:
-            self._client.add_certkey(name, self._intermediate_file(certificate))
-        except NitroError as error:
-            if error.code != _EXISTS:
-                raise
-            name = same_content(error) or name
-        return self._read_back(name, certificate)
-
-    def _intermediate_file(self, certificate: Certificate) -> str:
-        limit = base_limit(self.profile.appliance.ssl_directory)
-        return f"{shorten(intermediate_name(certificate), limit)}.crt"
-
-    def _read_back(self, name: str, certificate: Certificate, link: str = "") -> CertKey:
-        """Return a certkey as the appliance has it now, if that is what was written."""
-        row = self._view.refresh(name)
-        if row is None or row.serial != certificate.serial:
-            found = f"the serial {row.serial}" if row else "nothing"
-            wrong = f"{found} instead of {certificate.serial}"
-        elif link and row.link != link:
-            wrong = f"the link {row.link or 'nothing'} instead of {link}"
-        else:
-            return row
-        host = self._client.host
-        raise AgentError("appliance", f"{host}: the certkey {name}, read back, holds {wrong}")
-
-    def _touch(self) -> None:
-        """Remember, before the configuration changes, that it will have to be saved."""
-        self._record.unsaved = True
-        self._remember()
-
-    def _install(self) -> None:
-        order, leaf = self._current, self._chain[0]
-        row = self._view.certkeys.get(self.profile.certkey)
-        self._record.unverified = self.profile.handshake != "off"
-        self._view.sync()
-        self._touch()
-        if row is None:
-            self._add()
-            return
-        old = self._installed_certificate()
-        if order.replaces is None or order.replaces.serial != row.serial:
-            order.replaces = self._generation_of(row, old)
-            self._remember()
-        other_names = old is None or (
-            (set(old.names), old.common_name.lower()) != (set(leaf.names), leaf.common_name.lower())
-        )
-        self._update(row, (order.cert_file, order.key_file), other_names=other_names)
-        self._read_back(self.profile.certkey, leaf)
-
-    def _add(self) -> None:
-        order, certkey = self._current, self.profile.certkey
-        try:
-            self._client.add_certkey(certkey, order.cert_file, order.key_file)
-        except NitroError as error:
-            if error.code != _EXISTS:
-                raise
-            if other := same_content(error):
-                text = f'{error.message}: this certificate is there as "{other}"'
-                raise AgentError("appliance", f"{text}: set certificate.name to it") from None
-            self._read_back(certkey, self._chain[0])
-        if len(self._chain) == 1:  # otherwise read back after the link
-            self._read_back(certkey, self._chain[0])
-
-    def _update(self, row: CertKey, files: tuple[str, str], *, other_names: bool) -> None:
-        try:
-            self._client.update_certkey(row.name, *files, other_names=other_names)
-        except NitroError as error:
-            if error.code != _ISSUER_MISMATCH:
-                raise
-            self._update_unlinked(row, files, other_names=other_names)
-
-    def _update_unlinked(self, row: CertKey, files: tuple[str, str], *, other_names: bool) -> None:
-        """Update where the link forbids another issuer; meanwhile the leaf is served alone."""
-        self._client.unlink(row.name)
-        try:
-            self._client.update_certkey(row.name, *files, other_names=other_names)
-        except AgentError:
-            if row.link:
-                self._client.link(row.name, row.link)
-            raise
-
-    def _generation_of(self, row: CertKey, certificate: Certificate | None) -> Generation:
-        installed = self._record.installed
-        if installed and installed.serial == row.serial:
-            return installed
-        return Generation(
-            serial=row.serial,
-            key_file=row.key_file,
-            cert_file=row.cert_file,
-            names=list(certificate.names) if certificate else [],
-            key_type=certificate.key_type if certificate else row.key_family,
-            pem=certificate.pem if certificate else "",
-            ours=False,
-            link=row.link,
-        )
-
-    def _link(self) -> None:
-        order = self._record.order
-        self._relink(order.restores.link if order and order.restores else "")
-
-    def _relink(self, otherwise: str) -> None:
-        """Link the certkey to its chain, or to ``otherwise`` where the chain is not known."""
-        issuers = self._ensure_issuers()
-        issuer = issuers[0].name if issuers else otherwise
-        row = self._view.certkeys.get(self.profile.certkey)
-        if not issuer or issuer not in self._view.certkeys or (row and row.link == issuer):
-            return
-        self._touch()
-        if row and row.link:
-            self._client.unlink(row.name)
-        self._client.link(self.profile.certkey, issuer)
-        self._read_back(self.profile.certkey, self._chain[0], issuer)
-
-    def _bind(self) -> None:
-        """Bind where it is missing; where another certkey would be pushed out, only if agreed."""
-        missing = [
-            server
-            for server in self.profile.virtual_servers
-            if not self._view.is_bound(server, self.profile.certkey)
-        ]
-        refused = [] if self._agreed else self._view.bound_elsewhere(missing, self.profile)
-        for server in missing:
-            if other := self._view.bound_instead(server, self.profile):
-                if not self._agreed:
-                    continue
-                text = f'the certkey "{other}" was replaced on the virtual server "{server.name}"'
-                self.result.warnings.append(text)
-            self._bind_to(server)
-        if refused:
-            raise AgentError("state", conflict_text(self.profile.name, refused))
-
-    def _bind_to(self, server: VirtualServer) -> None:
-        certkey = self.profile.certkey
-        self._view.virtual_server(server)
-        self._touch()
-        self._client.bind(server.name, certkey, sni=server.sni)
-        self._view.refresh_bindings(server.name)
-        if not self._view.is_bound(server, certkey):
-            host = self._client.host
-            text = f"{host}: {server.name} does not list the certkey {certkey} after the binding"
-            raise AgentError("appliance", text)
-
-    def saved(self) -> None:
-        """Take note that the appliance saved its configuration."""
-        self._record.unsaved = False
-        self._close_order()
-        self._remember()
-        if self._todo[:1] == [Step.SAVE]:
-            self._did(Step.SAVE)
-
-    def _verify(self) -> None:
-        """Compare what every virtual server presents with what was installed."""
-        required = self.profile.handshake == "required"
-        for server in self.profile.virtual_servers:
-            wrong, presented = self._prover.wrong_at(server, self._chain[0])
-            if wrong and required:
-                raise AgentError("verify", wrong + (self._undo() if presented else ""))
-            if wrong:
-                self.result.warnings.append(wrong)
-        self._record.unverified = False
-        self._close_order()
-        self._remember()
-
-    def _undo(self) -> str:
-        """Put back what the certkey held before, as a rollback does, and say so.
-
-        The order stays open: what was paid for is installed again by the next run.
-        """
-        order = self._record.order
-        old = order.replaces if order and not order.restores else None
-        row = self._view.certkeys.get(self.profile.certkey)
-        if not (old and old.pem and row) or read_chain(old.pem)[0].not_after <= utc_now():
-            return ": there is no valid certificate to put back, so the new one stays"
-        try:
-            self._put_back(old, row)
-        except AgentError as error:
-            return f": and putting the previous certificate back FAILED: {error.message}"
-        return ": the previous certificate was put back; the next run tries again"
-
-    def _put_back(self, old: Generation, row: CertKey) -> None:
-        """Install an earlier generation, link it as it was, and save."""
-        self._chain = read_chain(old.pem)
-        self._touch()
-        self._update(row, (old.cert_file, old.key_file), other_names=True)
-        self._read_back(row.name, self._chain[0])
-        self._relink(old.link)
-        self._view.save()
-        self._record.unsaved = False
-        self._record.unverified = False
-        self._remember()
-        self.result.show(self._chain[0])
-        self.result.cert_id = old.cert_id
-
-    def _clean_up(self) -> None:
-        """Delete the files that neither this nor the last generation needs."""
-        self._delete_litter()
-        self._record.finishing = None
-        self._remember()
-
-    def _delete_litter(self) -> None:
-        record = self._record
-        generations = [each for each in (record.installed, record.previous) if each]
-        kept = {file for each in generations for file in (each.key_file, each.cert_file)}
-        kept |= self._view.files_in_use()
-        for file in list(record.litter):
-            try:
-                if file not in kept:
-                    self._client.delete_file(file)
-            except AgentError as error:
-                self.result.warnings.append(f"{file} was not deleted: {error.message}")
-                continue
-            record.litter.remove(file)
-        self._remember()
 
     def finish(self) -> None:
         """Complete the result once every step is done."""
         self.result.warnings += self._view.expiring(self.profile.certkey, utc_now())
-        if self.result.outcome == "unchanged" and self._plan.first:
-            self.result.outcome = self._plan.outcome
-            self.result.show(self._chain[0])
-            self.result.cert_id = self._managed_id(self._chain[0])
+        plan = self._plan
+        if plan and plan.first and tuple(self._done) == plan.steps(self.profile):
+            (leaf, *_) = self._installer.chain()
+            self.result.outcome = plan.outcome
+            self.result.show(leaf)
+            self.result.cert_id = self._managed_id(leaf)
 
 
-# ----- 13. Passes -----------------------------------------------------------------------------
+# ----- 17. Passes -----------------------------------------------------------------------------
+
+_FIRST_POLL, _LONGEST_POLL = 1.0, 30.0  # seconds between two questions for one certificate
 
 
-def _give_up(work: Work, trouble: dict[str, AgentError]) -> None:
+def _leave(work: Work, trouble: dict[str, AgentError]) -> None:
     """End the waiting of this run; the next one goes on."""
     if error := trouble.get(work.profile.name):
         raise error
@@ -5535,7 +5763,7 @@ class Crew:
     def _each(self, works: Iterable[Work], do: Callable[[Work], None]) -> None:
         """Do the same with every profile that has not failed; one's failure is nobody else's."""
         for work in works:
-            if not work.result.error:
+            if not work.has_failed:
                 self._guarded([work], functools.partial(do, work))
 
     @staticmethod
@@ -5552,7 +5780,7 @@ class Crew:
         else:
             return
         for work in works:
-            if not work.result.error:
+            if not work.has_failed:
                 work.fail(failure)
 
     def _collect(self) -> None:
@@ -5567,7 +5795,7 @@ class Crew:
             self._each(waiting, lambda work: self._ask(work, trouble))
             self._each(waiting, self._install_if_issued)
             over = [work for work in waiting if work.waits and waited >= work.max_wait]
-            self._each(over, lambda work: _give_up(work, trouble))
+            self._each(over, lambda work: _leave(work, trouble))
             limits = [work.max_wait for work in self._waiting()]
             this.at_most = max(0.0, min(limits, default=0) - (time.monotonic() - start))
 
@@ -5592,7 +5820,7 @@ class Crew:
     def _save(self) -> None:
         """Save once for all, also what a profile that failed has changed."""
         touched = [work for work in self._works if work.needs_save]
-        if touched and not self._run.dry_run:
+        if touched:
             self._guarded(touched, functools.partial(self._save_for, touched))
 
     def _save_for(self, works: Sequence[Work]) -> None:
@@ -5639,7 +5867,7 @@ def run_all(profiles: Sequence[Profile], run: Run, jobs: int) -> list[Result]:
     return sorted(results, key=lambda result: result.profile)
 
 
-# ----- 14. Report -----------------------------------------------------------------------------
+# ----- 18. Report -----------------------------------------------------------------------------
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
@@ -5827,7 +6055,7 @@ class Report:
         return body
 
 
-# ----- 15. Session ----------------------------------------------------------------------------
+# ----- 19. Session ----------------------------------------------------------------------------
 
 _LOG_SIZE, _LOG_FILES = 1_000_000, 5
 
@@ -6029,7 +6257,7 @@ class Session:
                 log.info("%s", _line(result) or f"{result.profile}: unchanged, {result.reason}")
 
 
-# ----- 16. Discovery --------------------------------------------------------------------------
+# ----- 20. Discovery --------------------------------------------------------------------------
 
 _SOON_DUE = dt.timedelta(days=30)
 _HEADER = (
@@ -6402,7 +6630,7 @@ def discover(session: Session, names: Sequence[str], *, write: bool) -> None:
     report.console.say(_survey_text(found, left_alone, due))
 
 
-# ----- 17. Command line -----------------------------------------------------------------------
+# ----- 21. Commands ---------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -6535,12 +6763,24 @@ def _certificate_fields(certificate: Certificate | None) -> Document:
     }
 
 
-def _order_status(order: Order) -> str:
+def _order_status(change: Change, order: Order) -> str:
     if order.refused:
         return order.refused
-    if order.cert_id:
-        return "issued" if order.pem else "pending"
+    if change.new.cert_id:
+        return "issued" if change.new.pem else "pending"
     return "unknown outcome" if order.sent else "not sent"
+
+
+def _order_document(change: Change | None) -> Document | None:
+    """Return what a list tells of an open order; None where there is none."""
+    if change is None or change.order is None:
+        return None
+    return {
+        "cert_id": change.new.cert_id,
+        "action": change.order.action,
+        "since": change.order.sent or change.started,
+        "status": _order_status(change, change.order),
+    }
 
 
 def _certificate_document(
@@ -6550,20 +6790,13 @@ def _certificate_document(
     record = records[profile.name] if profile else Record("")
     certificate = _listed_certificate(view, row, record) if row else None
     bound = view.bindings_of(certkey)
-    order = record.order
     return {
         "appliance": view.client.host,
         "certkey": certkey,
         **_certificate_fields(certificate),
         "virtual_servers": [{"name": each.virtual_server, "sni": each.sni} for each in bound],
         "profile": profile.name if profile else None,
-        "order": order
-        and {
-            "cert_id": order.cert_id,
-            "action": order.action,
-            "since": order.sent or order.started,
-            "status": _order_status(order),
-        },
+        "order": _order_document(record.change),
         "managed": profile is not None,
     }
 
@@ -6693,46 +6926,45 @@ def replace_command(
     session.run(lambda s: s.execute(profiles, intent, wait, jobs=1))
 
 
-def _ordered(record: Record) -> dict[str, tuple[str, str]]:
-    """Return id and PEM, by serial, of what this tool ordered and may have in service."""
-    found = {}
-    if (installed := record.installed) and installed.cert_id:
-        found[installed.serial] = (installed.cert_id, installed.pem)
-    if (order := record.order) and order.pem and order.serial and order.cert_id:
-        found[order.serial] = (order.cert_id, order.pem)
-    return found
+def _revocable(record: Record) -> list[Generation]:
+    """Return what this tool ordered and may have in service."""
+    new = record.change.new if record.change and record.change.order else None
+    return [each for each in (record.installed, new) if each and each.cert_id and each.pem]
 
 
-def _revoke(
-    session: Session, scm: Sectigo, profile: Profile, result: Result, wish: Revocation
-) -> None:
-    record = session.store.load(profile.name)
-    held = _ordered(record)
-    if len(held) > 1:  # one installed but not proved: the appliance knows which is in service
+def _in_service(session: Session, profile: Profile, held: Sequence[Generation]) -> Generation:
+    """Return the generation to revoke; of several the appliance knows which is in service."""
+    if len(held) > 1:  # one installed but not proved
         view = View(profile.appliance, session.context)
         try:
             view.open(standby=True)
         finally:
             view.close()
         row = view.certkeys.get(profile.certkey)
-        held = {serial: each for serial, each in held.items() if row and row.serial == serial}
-    for serial, (cert_id, pem) in held.items():
-        before, record.revoked = record.revoked, serial
-        session.store.save(record)  # before: where the answer is lost, cron must not buy it again
-        try:
-            message = wish.message or f"revoked: {wish.reason}"
-            scm.revoke(cert_id, REVOCATION_REASONS[wish.reason], message)
-        except AgentError as error:
-            if not (isinstance(error, TransportError) and error.sent):
-                record.revoked = before
-                session.store.save(record)
-            raise
-        result.cert_id = cert_id
-        result.show(read_chain(pem)[0])
-        result.outcome, result.reason = "revoked", wish.reason
-        return
-    text = f"{profile.name} has no certificate that was ordered with this tool"
-    raise AgentError("state", f"{text}: revoke it in SCM")
+        held = [each for each in held if row and row.serial == each.serial]
+    if not held:
+        text = f"{profile.name} has no certificate that was ordered with this tool"
+        raise AgentError("state", f"{text}: revoke it in SCM")
+    return held[0]
+
+
+def _revoke(
+    session: Session, scm: Sectigo, profile: Profile, result: Result, wish: Revocation
+) -> None:
+    record = session.store.load(profile.name)
+    held = _in_service(session, profile, _revocable(record))
+    # Before it is asked for: where the answer is lost, cron must not buy it again.
+    session.store.save(dataclasses.replace(record, revoked=held.serial))
+    try:
+        message = wish.message or f"revoked: {wish.reason}"
+        scm.revoke(held.cert_id or "", REVOCATION_REASONS[wish.reason], message)
+    except AgentError as error:
+        if not (isinstance(error, TransportError) and error.sent):
+            session.store.save(record)
+        raise
+    result.cert_id = held.cert_id
+    result.show(read_chain(held.pem)[0])
+    result.outcome, result.reason = "revoked", wish.reason
 
 
 def revoke(session: Session, name: str, reason: str, message: str, *, sure: bool) -> None:

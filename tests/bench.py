@@ -134,9 +134,15 @@ class Appliance(Meter):
         pem, *chain = [ca.to_pem([each]) for each in path]
         row = self._appliance.install(name, pem, key_pem(key).decode(), chain)
         self._appliance.bind(f"vs_{name}", name)
-        files, serial = (f"{name}.key", f"{name}.crt"), agent.normal_serial(row.serial)
-        whole = "".join((pem, *chain))
-        return agent.Generation(serial, *files, names, "ECDSA-P256", whole, cert_id="1000001")
+        return agent.Generation(
+            f"{name}.key",
+            f"{name}.crt",
+            tuple(names),
+            "ECDSA-P256",
+            serial=agent.normal_serial(row.serial),
+            pem="".join((pem, *chain)),
+            cert_id="1000001",
+        )
 
 
 class Manager(Meter):

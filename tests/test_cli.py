@@ -301,10 +301,11 @@ def test_files_are_for_the_owner_alone(lab: Lab) -> None:
     [
         ("{", "is damaged and was left as it is"),
         ("[]", "is damaged and was left as it is"),
-        ('{"version": 1}', "is damaged and was left as it is"),
+        ('{"version": 2}', "is damaged and was left as it is"),
+        ('{"version": 1, "profile": "www"}', "is of version 1: no release wrote such"),
         (
-            '{"version": 2, "profile": "www"}',
-            "is of version 2: use the citrixagent.py that wrote it",
+            '{"version": 3, "profile": "www"}',
+            "is of version 3: use the citrixagent.py that wrote it",
         ),
     ],
 )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import pytest
+import time_machine
 from conftest import PASSWORD, Document, Lab
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -24,10 +25,12 @@ from simulators.netscaler import NetScaler, Variant, VirtualServer
 from simulators.pair import HaPair
 from simulators.reissue import reissued
 from simulators.scm import Scm
-from simulators.server import Fault, Request, Response
-from test_faults import failed, wants
-from test_lifecycle import age, leaf, served, use_admin
+from simulators.server import Fault, Request
+from test_faults import failed
+from test_lifecycle import age, leaf, served
 from test_run import KINDS, common_names, is_write, key_type
+
+from citrixagent import utc_now
 
 TENANT = "/nsconfig/partitions/tenant-a/ssl"
 NITRO = "/nitro/v1/config/"
@@ -230,27 +233,46 @@ def test_a_synchronization_that_fails(ha: PairLab, busy: int, code: int) -> None
     check_pair(ha)
 
 
-@pytest.mark.parametrize("propagation", ["refuse", "silent"])
-@pytest.mark.parametrize("renewing", [False, True])
-def test_a_key_that_is_lost_is_replaced(
-    tmp_path: pathlib.Path, propagation: Literal["refuse", "silent"], renewing: bool
-) -> None:
-    """The order is paid for: a new key and a replacement of it, no second order."""
-    with paired(tmp_path, Variant(propagation=propagation)) as ha:
-        lab, pair = ha.lab, ha.pair
-        if renewing:
-            assert lab("run").exit_code == 0
-        lab.scm.issue_after = 1
-        assert lab("renew", "www", "--wait", "0").exit_code == 5
-        pair.failover()
-        del pair.b.files[f"/nsconfig/ssl/{lab.record()['order']['key_file']}"]
-        assert lab("run").exit_code == 1
-        converged(lab, 1, ha.configure_standby)
-        first = ["enroll", "renew"] if renewing else ["enroll"]
-        assert [order.action for order in lab.scm.orders] == [*first, "replace"]
-        assert lab.scm.orders[-1].previous == lab.scm.orders[-2].cert_id
-        assert pair.out_of_sync == []
-        check_pair(ha)
+@pytest.fixture
+def lost(ha: PairLab) -> PairLab:
+    """A pair with a certificate; the key of a renewal that waits is not on the new primary."""
+    ha.lab.scm.issue_after = 1
+    assert ha.lab("run").exit_code == 0
+    assert ha.lab("renew", "www", "--wait", "0").exit_code == 5
+    ha.pair.failover()
+    del ha.pair.b.files[f"/nsconfig/ssl/{ha.lab.record()['change']['new']['key_file']}"]
+    return ha
+
+
+def test_a_key_that_is_lost_is_told_and_nothing_is_ordered(lost: PairLab) -> None:
+    before = lost.served()
+    for _ in range(3):
+        kind, message = failed(lost.lab)
+        assert kind == "appliance"
+        assert message.endswith("up with citrixagent.py enroll --force www")
+    assert lost.served() == before
+    assert [order.action for order in lost.lab.scm.orders] == ["enroll", "renew"]
+    assert lost.lab("enroll", "--force", "www").exit_code == 0
+    assert [order.action for order in lost.lab.scm.orders] == ["enroll", "renew", "enroll"]
+    converged(lost.lab, 1, lost.configure_standby)
+
+
+def test_the_key_is_back_with_the_node_that_has_it(lost: PairLab) -> None:
+    assert failed(lost.lab)[0] == "appliance"
+    lost.pair.failover()
+    converged(lost.lab, 1, lost.configure_standby)
+    assert [order.action for order in lost.lab.scm.orders] == ["enroll", "renew"]
+    assert lost.served()[0] == lost.lab.scm.orders[-1].leaf
+
+
+def test_a_key_that_is_lost_lapses_nothing(lost: PairLab) -> None:
+    """In the last seven days the order is given up; the next one's key is on both nodes."""
+    assert lost.lab("run").exit_code == 1
+    with time_machine.travel(utc_now() + dt.timedelta(days=193), tick=True):
+        lost.lab.scm.issue_after = 0
+        assert lost.lab.json("run").profile()["outcome"] == "renewed"
+        assert lost.lab("run").text == ""
+    assert [order.action for order in lost.lab.scm.orders] == ["enroll", "renew", "renew"]
 
 
 def test_a_rollback_after_a_failover(ha: PairLab) -> None:
@@ -304,8 +326,7 @@ def try_failover(name: str, number: int, folder: pathlib.Path, variant: Variant)
         assert ha.pair.primary is ha.pair.b
         converged(ha.lab, 2, ha.configure_standby)
         actions = [order.action for order in ha.lab.scm.orders[placed:]]
-        first = "renew" if placed else "enroll"
-        assert actions in ([first], [first, "replace"])
+        assert actions == ["renew" if placed else "enroll"]
         looked = str(ha.pair.a.server.requests[at - 1]).endswith("stat/hanode")
         check_pair(ha, standby_writes=int(looked))
 
@@ -336,29 +357,6 @@ def test_a_failover_at_every_request(
     name: str, propagation: Literal["refuse", "silent"], tmp_path: pathlib.Path
 ) -> None:
     every_failover(name, tmp_path, variant=Variant(propagation=propagation))
-
-
-@pytest.mark.parametrize("by_admin", [False, True])
-def test_a_lost_key_is_replaced_though_scm_is_too_busy_at_first(
-    ha: PairLab, by_admin: bool
-) -> None:
-    """What is paid for is not forgotten: in the end there is one order and its replacement."""
-    if by_admin:
-        use_admin(ha.lab, by_login=False)
-    ha.lab.scm.issue_after = 1
-    assert ha.lab("run", "--wait", "0").exit_code == 5
-    ha.pair.failover()
-    ha.configure_standby()
-    ha.pair.b.files.pop(f"/nsconfig/ssl/{ha.lab.record()['order']['key_file']}")
-    assert ha.lab("run").exit_code == 1
-    assert ha.lab.record()["order"]["key_lost"]
-    busy = Response(429, b"", {"Retry-After": "3600"})
-    refused = Fault("status", matches=wants("POST", "/replace"), response=busy)
-    ha.lab.scm.server.faults.append(refused)
-    assert ha.lab.json("run").profile()["error"]["kind"] == "unavailable"
-    converged(ha.lab, 2, ha.configure_standby)
-    assert [order.action for order in ha.lab.scm.orders] == ["enroll", "replace"]
-    assert ha.served()[0] == ha.lab.scm.orders[-1].leaf
 
 
 # ----- Clusters -----------------------------------------------------------------------------------

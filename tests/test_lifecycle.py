@@ -603,7 +603,7 @@ def test_a_rollback_that_the_appliance_refuses_is_forgotten(due: Lab) -> None:
     assert kind == "appliance"
     assert "enroll --force" not in message
     assert served(due) == new
-    assert due.record()["order"] is None
+    assert due.record()["change"] is None
     assert due("run").exit_code == 0
     assert due("run").text == ""
     assert due.json("renew", "www").profile()["outcome"] == "renewed"
@@ -661,12 +661,12 @@ def test_a_wrong_id_for_an_order_of_unknown_outcome_changes_nothing(
     age(lab, 0)
     lab.scm.server.faults.append(Fault("lost", matches=wants("POST", "/renew")))
     assert failed(lab)[0] == "unknown_outcome"
-    before = lab.record()["order"]
+    before = lab.record()["change"]
     if revoked:
         lab.scm.revoke(lab.scm.orders[0], 4, "by hand")
     wrong, right = (order.cert_id for order in lab.scm.orders)
     failed(lab, "enroll", "--cert-id", wrong, "www")
-    assert lab.record()["order"] == before
+    assert lab.record()["change"] == before
     assert failed(lab)[0] == "unknown_outcome"
     assert lab.json("enroll", "--cert-id", right, "www").profile()["outcome"] == "renewed"
     assert len(lab.scm.orders) == 2

@@ -13,7 +13,7 @@ from conftest import ROOT
 from test_certificates import NAMES, NOW, profile
 
 import citrixagent as agent
-from citrixagent import Intent, Observed, Order, Record, Step
+from citrixagent import Change, Intent, Observed, Order, Record, Step
 
 DAY = dt.timedelta(days=1)
 SECOND = dt.timedelta(seconds=1)
@@ -44,24 +44,32 @@ def certificate(
 
 
 def generation(serial: str = "A1", **changes: Any) -> agent.Generation:
-    made = agent.Generation(serial, "a.key", "a.crt", list(NAMES), "ECDSA-P256", "", "1001")
+    made = agent.Generation("a.key", "a.crt", NAMES, "ECDSA-P256", serial=serial, cert_id="1001")
     return dataclasses.replace(made, **changes)
 
 
-def order(**changes: Any) -> Order:
-    made = Order(
-        action="enroll",
+def fields(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return those of some values that are fields of a class."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def change(**values: Any) -> Change:
+    """Return a change that orders; the values are the change's, its order's or what is ordered."""
+    new = agent.Generation("b.key", "b.crt", NAMES, "ECDSA-P256")
+    order = Order("enroll", agent.wish_of(profile()), "b.csr")
+    made = Change(
         outcome="enrolled",
         reason="because",
-        wish=agent.wish_of(profile()),
-        names=list(NAMES),
-        key_type="ECDSA-P256",
         started="2026-11-22T02:00:00Z",
-        key_file="b.key",
-        csr_file="b.csr",
-        cert_file="b.crt",
+        new=dataclasses.replace(new, **fields(agent.Generation, values)),
+        order=dataclasses.replace(order, **fields(Order, values)),
     )
-    return dataclasses.replace(made, **changes)
+    return dataclasses.replace(made, **fields(Change, values))
+
+
+def rollback(**values: Any) -> Change:
+    return change(order=None, outcome="rolled_back", new=OLD, **values)
 
 
 def seen(record: Record | None = None, **changes: Any) -> Observed:
@@ -75,12 +83,7 @@ def record(**changes: Any) -> Record:
 
 
 def with_order(**changes: Any) -> Record:
-    return record(order=order(**changes))
-
-
-def asked(command: str, **changes: Any) -> Record:
-    """Return a record with an order that the operator asked for and SCM has not got."""
-    return with_order(**CREATED, asked=command, **changes)
+    return record(change=change(**changes))
 
 
 def other(**changes: Any) -> agent.Profile:
@@ -116,11 +119,10 @@ NOT_RENEWED = other(auto_renew=False)
 NOTHING = seen(Record("www"), certificate=None)
 NOT_OURS = Record("www")
 ADOPTED = record(installed=generation(cert_id=None, ours=False))
-CHANGED = record(installed=generation(names=["www.example.com"]))
+CHANGED = record(installed=generation(names=("www.example.com",)))
 CREATED = {"key_created": True, "csr": "CSR"}
 PLACED = {**CREATED, "sent": "2026-11-22T02:00:00Z"}
 UNSENT = with_order(**CREATED)
-RESCUING = with_order(**CREATED, rescues="7", action="replace", outcome="replaced")
 UNKNOWN = with_order(**PLACED)
 WAITS = {**PLACED, "cert_id": "7"}
 PENDING = with_order(**WAITS)
@@ -128,13 +130,12 @@ REFUSED = with_order(**WAITS, refused="order 7 was declined in SCM")
 FAILED = with_order(**WAITS, failed="a name is missing")
 ISSUED = {**WAITS, "pem": "PEM", "serial": "B2"}
 UPLOADED = {**ISSUED, "uploaded": True}
+LOST = {**UPLOADED, "key_lost": True, "failed": "a file is missing"}
 NEW = certificate(serial="B2")
 OLD = generation("A0", pem="PEM")
 BEFORE_IT = certificate(serial="A0")
 WITH_PREVIOUS = record(previous=OLD)
-RESTORES = {**CREATED, "outcome": "rolled_back", "cert_id": "5", "pem": "PEM", "serial": "A0"}
-RESTORES |= {"uploaded": True, "restores": OLD}
-RESTORING = record(previous=OLD, order=order(**RESTORES))
+RESTORING = record(previous=OLD, change=rollback())
 ROLLED_BACK = record(rolled_back=True)
 DUE = certificate(66 * DAY)
 LAPSING = certificate(7 * DAY - SECOND)
@@ -175,20 +176,6 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         "waits": Refused("state", "order 7 is open", seen(PENDING), ROLL_BACK),
         "unknown": Refused("state", "may or may not have been placed", seen(UNKNOWN), ROLL_BACK),
     },
-    "rollback: the previous certificate has expired, or was revoked by the operator": {
-        "expired": Refused(
-            "state",
-            "the previous certificate of www expired at 2026-11-23T02:00:00Z",
-            seen(WITH_PREVIOUS, previous=certificate(0 * DAY, serial="A0")),
-            ROLL_BACK,
-        ),
-        "revoked": Refused(
-            "state",
-            "the previous certificate of www was revoked by the operator",
-            seen(record(previous=OLD, revoked="A0"), previous=BEFORE_IT),
-            ROLL_BACK,
-        ),
-    },
     "rollback: there is nothing to put back": {
         "": Refused("state", "there is no previous certificate", intent=ROLL_BACK),
         "installed by others": Refused(
@@ -210,62 +197,28 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             ROLL_BACK,
         ),
     },
+    "rollback: the previous certificate has expired, or was revoked by the operator": {
+        "expired": Refused(
+            "state",
+            "the previous certificate of www expired at 2026-11-23T02:00:00Z",
+            seen(WITH_PREVIOUS, previous=certificate(0 * DAY, serial="A0")),
+            ROLL_BACK,
+        ),
+        "revoked": Refused(
+            "state",
+            "the previous certificate of www was revoked by the operator",
+            seen(record(previous=OLD, revoked="A0"), previous=BEFORE_IT),
+            ROLL_BACK,
+        ),
+    },
     "rollback": {
         name: Planned("rolled_back", None, Step.INSTALL, seen(found, previous=BEFORE_IT), ROLL_BACK)
         for name, found in {
             "": WITH_PREVIOUS,
-            "an order was not sent": record(previous=OLD, order=order(**CREATED)),
-            "an order was turned down": record(previous=OLD, order=REFUSED.order),
+            "an order was not sent": record(previous=OLD, change=change(**CREATED)),
+            "an order was turned down": record(previous=OLD, change=REFUSED.change),
             "the newer one was revoked": record(previous=OLD, revoked="A1"),
         }.items()
-    },
-    "not sent yet, and to replace an order whose key was lost": {
-        outcome: Planned(outcome, "replace", Step.ORDER, seen(found), intent)
-        for outcome, intent in (("enrolled", RUN), ("renewed", RENEW), ("replaced", ENROLL))
-        for found in [with_order(**CREATED, rescues="7", action="replace", outcome=outcome)]
-    },
-    "not sent yet, and asked for with renew, replace or enroll --force, which could not be carried "
-    "out then": {
-        "renew": Planned("renewed", "renew", Step.ORDER, seen(asked("renew"))),
-        "replace": Planned("replaced", "replace", Step.ORDER, seen(asked("replace"))),
-        "enroll": Planned(
-            "enrolled", "enroll", Step.ORDER, seen(asked("enroll", replace_bound=True))
-        ),
-        "of another key": Planned("replaced", "replace", NEW_KEY, seen(asked("replace", wish="x"))),
-        "and nothing is installed any more": Planned(
-            "enrolled",
-            "enroll",
-            Step.ORDER,
-            seen(record(installed=None, order=order(**CREATED, asked="replace")), certificate=None),
-        ),
-        "something else is asked for now": Planned(
-            "renewed", "renew", Step.ORDER, seen(asked("replace")), RENEW
-        ),
-    },
-    "not sent yet": {
-        "still needed": Planned("renewed", "renew", Step.ORDER, seen(UNSENT, certificate=DUE)),
-        "no CSR": Planned(
-            "renewed",
-            "renew",
-            Step.CREATE_CSR,
-            seen(with_order(key_created=True), certificate=DUE),
-        ),
-        "no longer needed": Planned("unchanged", None, None, seen(UNSENT)),
-        "to replace another, forced": Planned(
-            "renewed", "enroll", Step.ORDER, seen(RESCUING, certificate=DUE), FORCE
-        ),
-        "for something else": Planned(
-            "renewed", "renew", NEW_KEY, seen(with_order(**CREATED, wish="x"), certificate=DUE)
-        ),
-        "enroll": Refused("state", "enroll --force www", seen(UNSENT), ENROLL),
-        "enroll, nothing installed": Planned(
-            "enrolled",
-            "enroll",
-            Step.ORDER,
-            seen(record(installed=None, order=order(**CREATED)), certificate=None),
-            ENROLL,
-        ),
-        "renew": Planned("renewed", "renew", Step.ORDER, seen(UNSENT), RENEW),
     },
     "of a rollback that was cut off: enroll, renew or replace, or 7 days or less left "
     "(auto_renew: true)": {
@@ -298,7 +251,7 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             None,
             Step.SAVE,
             seen(
-                record(previous=OLD, order=order(**RESTORES), unsaved=True),
+                record(previous=OLD, change=rollback(), unsaved=True),
                 certificate=certificate(serial="A0"),
             ),
         ),
@@ -308,6 +261,28 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             Step.INSTALL,
             seen(RESTORING, issued=certificate(20 * DAY, serial="A0")),
         ),
+    },
+    "not sent yet": {
+        "still needed": Planned("renewed", "renew", Step.ORDER, seen(UNSENT, certificate=DUE)),
+        "no CSR": Planned(
+            "renewed",
+            "renew",
+            Step.CREATE_CSR,
+            seen(with_order(key_created=True), certificate=DUE),
+        ),
+        "no longer needed": Planned("unchanged", None, None, seen(UNSENT)),
+        "for something else": Planned(
+            "renewed", "renew", NEW_KEY, seen(with_order(**CREATED, wish="x"), certificate=DUE)
+        ),
+        "enroll": Refused("state", "enroll --force www", seen(UNSENT), ENROLL),
+        "enroll, nothing installed": Planned(
+            "enrolled",
+            "enroll",
+            Step.ORDER,
+            seen(record(installed=None, change=change(**CREATED)), certificate=None),
+            ENROLL,
+        ),
+        "renew": Planned("renewed", "renew", Step.ORDER, seen(UNSENT), RENEW),
     },
     "issued, never in service for good, and due by now (auto_renew: true)": {
         "the old one is installed": Planned(
@@ -333,7 +308,7 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             "enroll",
             NEW_KEY,
             seen(
-                record(installed=None, order=order(**ISSUED)),
+                record(installed=None, change=change(**ISSUED)),
                 certificate=None,
                 issued=certificate(-DAY, serial="B2"),
             ),
@@ -352,10 +327,13 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             "renewed", "renew", NEW_KEY, seen(REFUSED, certificate=DUE), wanted=OTHER_SUBJECT
         ),
     },
-    "sent, unknown whether it arrived: enroll --force, or under 7 days left (auto_renew: true) "
+    "sent, unknown whether it arrived: enroll --force, or 7 days or less left (auto_renew: true) "
     "and not sent in the last 20 hours": {
         "forced": Planned("enrolled", "enroll", NEW_KEY, seen(UNKNOWN), FORCE),
         "lapsing": Planned("renewed", "renew", NEW_KEY, seen(UNKNOWN, certificate=LAPSING)),
+        "a week left": Planned(
+            "renewed", "renew", NEW_KEY, seen(UNKNOWN, certificate=certificate(7 * DAY))
+        ),
         "expired": Planned(
             "renewed", "renew", NEW_KEY, seen(UNKNOWN, certificate=certificate(-DAY))
         ),
@@ -365,8 +343,14 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         "enroll": Refused("unknown_outcome", "enroll --force www", seen(UNKNOWN), ENROLL),
         "renew": Refused("unknown_outcome", "enroll --force www", seen(UNKNOWN), RENEW),
         "nothing is installed": Refused("unknown_outcome", "SCM", seen(UNKNOWN, certificate=None)),
-        "a week left": Refused(
-            "unknown_outcome", "SCM", seen(UNKNOWN, certificate=certificate(7 * DAY))
+        "a second more than a week left": Refused(
+            "unknown_outcome", "SCM", seen(UNKNOWN, certificate=certificate(7 * DAY + SECOND))
+        ),
+        "lapsing, but not due": Refused(
+            "unknown_outcome",
+            "SCM",
+            seen(UNKNOWN, certificate=LAPSING),
+            wanted=other(window=agent.Window(days=3)),
         ),
         "lapsing, sent 20 hours ago": Refused(
             "unknown_outcome",
@@ -382,6 +366,9 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             "enrolled", "enroll", NEW_KEY, seen(PENDING), FORCE, other(names=OTHER_NAMES)
         ),
         "failed": Planned("enrolled", "enroll", NEW_KEY, seen(FAILED), FORCE),
+        "its key is lost": Planned(
+            "enrolled", "enroll", NEW_KEY, seen(with_order(**LOST), issued=NEW), FORCE
+        ),
     },
     "placed, but it no longer covers the profile": {
         "names": Refused(
@@ -397,21 +384,12 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             wanted=other(names=OTHER_NAMES),
         ),
     },
-    "placed, but its key is not on the node of the HA pair that is primary now": {
-        "": Planned(
-            "enrolled", "replace", NEW_KEY, seen(with_order(**UPLOADED, key_lost=True), issued=NEW)
-        ),
-        "a renewal": Planned(
+    "placed, but its key is lost: 7 days or less left (auto_renew: true)": {
+        "to the second": Planned(
             "renewed",
-            "replace",
+            "renew",
             NEW_KEY,
-            seen(with_order(**UPLOADED, key_lost=True, outcome="renewed"), issued=NEW),
-        ),
-        "a replacement": Planned(
-            "replaced",
-            "replace",
-            NEW_KEY,
-            seen(with_order(**UPLOADED, key_lost=True, outcome="replaced"), issued=NEW),
+            seen(with_order(**LOST), issued=NEW, certificate=certificate(7 * DAY)),
         ),
     },
     "placed": {
@@ -420,6 +398,22 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         "waits, forced": Planned("enrolled", None, Step.COLLECT, seen(PENDING), FORCE),
         "waits, renew": Planned("enrolled", None, Step.COLLECT, seen(PENDING), RENEW),
         "failed": Planned("enrolled", None, Step.COLLECT, seen(FAILED)),
+        "its key is lost": Planned(
+            "enrolled", None, Step.INSTALL, seen(with_order(**LOST), issued=NEW)
+        ),
+        "its key is lost, a second more than a week left": Planned(
+            "enrolled",
+            None,
+            Step.INSTALL,
+            seen(with_order(**LOST), issued=NEW, certificate=certificate(7 * DAY + SECOND)),
+        ),
+        "its key is lost, a week left, not to be renewed": Planned(
+            "enrolled",
+            None,
+            Step.INSTALL,
+            seen(with_order(**LOST), issued=NEW, certificate=LAPSING),
+            wanted=NOT_RENEWED,
+        ),
         "covers the edited profile": Planned(
             "enrolled", None, Step.COLLECT, seen(PENDING), wanted=other(names=NAMES[:2])
         ),
@@ -456,13 +450,13 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             "enrolled",
             None,
             Step.SAVE,
-            seen(record(order=order(**UPLOADED), unsaved=True), certificate=NEW, issued=NEW),
+            seen(record(change=change(**UPLOADED), unsaved=True), certificate=NEW, issued=NEW),
         ),
         "installed, not proved": Planned(
             "enrolled",
             None,
             Step.VERIFY,
-            seen(record(order=order(**UPLOADED), unverified=True), certificate=NEW, issued=NEW),
+            seen(record(change=change(**UPLOADED), unverified=True), certificate=NEW, issued=NEW),
         ),
     },
     "replace: the certkey is not on the appliance": {
@@ -496,7 +490,7 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         "not ours": Planned("replaced", "enroll", NEW_KEY, seen(NOT_OURS), REPLACE),
         "revoked": Planned("replaced", "replace", NEW_KEY, seen(record(revoked="A1")), REPLACE),
     },
-    "enroll: due": {
+    "enroll, and it is due": {
         "": Planned("renewed", "enroll", NEW_KEY, seen(certificate=DUE), ENROLL),
         "forced": Planned("renewed", "enroll", NEW_KEY, seen(certificate=DUE), FORCE),
         "not to be renewed": Planned(
@@ -714,7 +708,7 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             "enrolled",
             None,
             Step.COLLECT,
-            seen(with_order(**WAITS, replace_bound=True), certificate=None, **TAKEN),
+            seen(with_order(**WAITS, take_over=True), certificate=None, **TAKEN),
         ),
     },
     "taken": {
@@ -812,7 +806,7 @@ def test_see_below_means_as_if_there_were_no_order(row: Row, case: Planned | Ref
     """After an order that was given up ``enroll`` needs no --force."""
     given_up = "gives it up" in row.done and case.intent.command == "enroll"
     intent = dataclasses.replace(case.intent, force=case.intent.force or given_up)
-    without = dataclasses.replace(case.found.record, order=None)
+    without = dataclasses.replace(case.found.record, change=None)
     found = dataclasses.replace(case.found, record=without, issued=None)
     with_it = decided(case.wanted, case.found, case.intent)
     assert with_it[:2] == decided(case.wanted, found, intent)[:2]
@@ -822,7 +816,7 @@ def test_see_below_means_as_if_there_were_no_order(row: Row, case: Planned | Ref
 class Journey:
     """How a certificate comes about: what is asked of SCM, and what was there before."""
 
-    outcome: str
+    outcome: agent.Outcome
     action: agent.Action
     before: agent.Certificate | None = None
     installed: agent.Generation | None = None
@@ -842,7 +836,7 @@ JOURNEYS = (
         "replaced",
         "replace",
         certificate(serial="A0"),
-        dataclasses.replace(BEFORE, names=["www.example.com"]),
+        dataclasses.replace(BEFORE, names=("www.example.com",)),
     ),
     Journey("rolled_back", "enroll", certificate(serial="A0"), BEFORE, restores=True),
 )
@@ -860,28 +854,38 @@ def after(steps: int, journey: Journey) -> Observed:
     """
     done = set(agent.PIPELINE[:steps])
     new, is_new = generation(), Step.INSTALL in done
-    opened = order(action=journey.action, outcome=journey.outcome, replaces=journey.installed)
-    opened.key_created = Step.CREATE_KEY in done
-    opened.csr = "CSR" if Step.CREATE_CSR in done else None
-    opened.cert_id = opened.sent = "7" if Step.ORDER in done else None
-    opened.pem = "PEM" if Step.COLLECT in done else None
-    opened.serial = "A1" if Step.COLLECT in done else None
-    opened.uploaded = Step.UPLOAD in done
-    opened.restores = new if journey.restores else None
-    unsaved = is_new and Step.SAVE not in done
-    remembered = Record("www", journey.installed, order=opened, unsaved=unsaved)
-    if Step.SAVE in done:
-        remembered = Record("www", new, previous=journey.installed)
-        remembered.finishing = None if Step.CLEAN_UP in done else journey.outcome
-        remembered.unverified = Step.VERIFY not in done
-        remembered.rolled_back = journey.restores
+    is_issued, is_saved = Step.COLLECT in done, Step.SAVE in done
+    opened = change(
+        action=journey.action,
+        outcome=journey.outcome,
+        old=journey.installed,
+        key_created=Step.CREATE_KEY in done,
+        csr="CSR" if Step.CREATE_CSR in done else None,
+        sent="2026-11-22T02:00:00Z" if Step.ORDER in done else None,
+        cert_id="7" if Step.ORDER in done else None,
+        pem="PEM" if is_issued else "",
+        serial="A1" if is_issued else "",
+        uploaded=Step.UPLOAD in done,
+    )
+    if journey.restores:
+        opened = dataclasses.replace(rollback(), new=new)
+    remembered = Record("www", journey.installed, change=opened, unsaved=is_new)
+    if is_saved:
+        remembered = Record(
+            "www",
+            new,
+            previous=journey.installed,
+            finishing=None if Step.CLEAN_UP in done else journey.outcome,
+            unverified=Step.VERIFY not in done,
+            rolled_back=journey.restores,
+        )
     return Observed(
         now=NOW,
         record=remembered,
         certificate=certificate() if is_new else journey.before,
         linked=not is_new or Step.LINK in done,
         unbound=() if Step.BIND in done else ("vs",),
-        issued=certificate() if opened.pem else None,
+        issued=certificate() if is_issued and not journey.restores else None,
     )
 
 
@@ -927,12 +931,6 @@ def test_what_is_warned_about() -> None:
 def test_what_a_rollback_puts_back() -> None:
     plan = agent.decide(profile(), seen(WITH_PREVIOUS, previous=BEFORE_IT), ROLL_BACK)
     assert plan.restores == OLD
-
-
-def test_what_a_lost_key_has_replaced() -> None:
-    """The order at SCM, not what is installed."""
-    lost = seen(with_order(**UPLOADED, key_lost=True), issued=NEW)
-    assert agent.decide(profile(), lost, RUN).replaces == "7"
 
 
 def test_which_orders_are_given_up() -> None:

@@ -341,7 +341,7 @@ class World(RuleBasedStateMachine):
         if self.error["kind"] != "unknown_outcome":
             self._give_up()
             return str(commands[-1]).split() if commands else ["run"]
-        sent = str(self.lab.record()["order"]["sent"])
+        sent = str(self.lab.record()["change"]["order"]["sent"])
         found = [o for o in self._open() if f"{o.placed:%Y-%m-%dT%H:%M:%SZ}" >= sent]
         adopt, anew = map(str, commands)
         if found:

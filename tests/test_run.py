@@ -136,6 +136,7 @@ def test_the_json_document_of_a_run(lab: Lab) -> None:
         "finished",
         "exit_code",
         "profiles",
+        "warnings",
         "errors",
     ]
     (order,) = lab.scm.orders

@@ -144,7 +144,7 @@ class Year:
 
     def _placed(self, name: str) -> list[Order]:
         """Return the orders that SCM has since the one whose outcome is unknown."""
-        sent = self.lab.record(name)["order"]["sent"]
+        sent = self.lab.record(name)["change"]["order"]["sent"]
         return [
             order
             for order in self.orders(name)
@@ -210,7 +210,8 @@ class Year:
 
 
 def files_of(record: Document) -> set[str]:
-    parts = [record["installed"], record["previous"], record["order"]]
+    change = record["change"] or {"new": None, "order": None}
+    parts = [record["installed"], record["previous"], change["new"], change["order"]]
     keys = ("key_file", "cert_file", "csr_file")
     named = {part[key] for part in parts if part for key in keys if key in part}
     return named | set(record["litter"])
