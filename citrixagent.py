@@ -191,6 +191,13 @@ _BUILT_IN = re.compile(
 )  # what the appliance itself is served by
 _CERTKEY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_#. :@=-]*(?<! )")
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]*\]|[^][:]+)(?::(.*))?")
+_URL_SIGN = r"[A-Za-z0-9._~!$&'()*+,;=:%-]"
+_URL = re.compile(  # of the authority no more than this: what parsers could take differently
+    rf"(?P<scheme>https?)://(?:(?P<user>{_URL_SIGN}*)@)?"
+    r"(?P<authority>\[[^][@/?#\\\s]*\](?::[^][@/?#\\\s:]*)?|[^][@/?#\\\s]+)"
+    rf"(?P<path>(?:/{_URL_SIGN}*)*)(?:\?(?P<query>(?:{_URL_SIGN}|[/?])*))?(?P<fragment>#\S*)?",
+    re.ASCII | re.IGNORECASE,
+)
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _FINGERPRINT = re.compile(r"[0-9A-F]{64}")
@@ -255,7 +262,7 @@ def check_name(text: str) -> str:
         raise ValueError("must be a name alone, without a scheme or a path")
     if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         raise ValueError("is not a DNS name or IP address")
-    if labels[-1].isdigit():
+    if re.fullmatch(r"[0-9]+|0x[0-9a-f]*", labels[-1]):  # some take it for an IP address
         raise ValueError("is not a DNS name or IP address")
     return name
 
@@ -279,6 +286,53 @@ def split_host_port(text: str, default_port: int | None) -> tuple[str, int]:
     if host.startswith("*"):
         raise ValueError("is not a DNS name or IP address")
     return host, int(port)
+
+
+def authority(host: str, port: int, default_port: int) -> str:
+    """Return host and port as they stand in an address."""
+    name = f"[{host}]" if ":" in host else host
+    return name if port == default_port else f"{name}:{port}"
+
+
+_DEFAULT_PORTS = {"https": 443, "http": 80}
+
+
+@dataclasses.dataclass(frozen=True)
+class Url:
+    """An address that was taken apart and checked; as text it is made of these parts alone."""
+
+    scheme: str
+    user: str
+    host: str
+    port: int
+    path: str
+    query: str | None
+    fragment: str | None
+
+    def __str__(self) -> str:
+        user = f"{self.user}@" if self.user else ""
+        query = "" if self.query is None else f"?{self.query}"
+        place = authority(self.host, self.port, _DEFAULT_PORTS[self.scheme])
+        return f"{self.scheme}://{user}{place}{self.path}{query}{self.fragment or ''}"
+
+    @property
+    def password(self) -> str:
+        return self.user.partition(":")[2]
+
+
+def parse_url(text: str, example: str = "https://cert-manager.example.com") -> Url:
+    """Take an address apart; ValueError where two parsers could take it for two hosts.
+
+    No address is used that did not go through here, and what is used is what was checked.
+    """
+    match = _URL.fullmatch(text)
+    if not match:
+        raise ValueError(f"must be an address such as {example}")
+    scheme = match["scheme"].lower()
+    host, port = split_host_port(match["authority"], _DEFAULT_PORTS[scheme])
+    return Url(
+        scheme, match["user"] or "", host, port, match["path"], match["query"], match["fragment"]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -857,31 +911,27 @@ def _is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def _split_url(text: str, example: str) -> urllib.parse.SplitResult:
-    try:
-        parts = urllib.parse.urlsplit(text)
-    except ValueError:
-        parts = urllib.parse.urlsplit("")
-    if parts.scheme not in {"https", "http"} or not parts.hostname or re.search(r"\s", text):
-        raise ValueError(f"must be an address such as {example}")
-    split_host_port(parts.netloc.rpartition("@")[2], 443)
-    return parts
+def _check_address(text: str) -> Url:
+    url = parse_url(text)
+    if url.user:
+        raise ValueError("must not hold a user name or password")
+    if url.scheme == "http" and not _is_loopback(url.host):
+        raise ValueError("must start with https://")
+    return url
 
 
 def _check_url(text: str) -> str:
-    parts = _split_url(text, "https://cert-manager.example.com")
-    if parts.username or parts.password:
-        raise ValueError("must not hold a user name or password")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
-        raise ValueError("must start with https://")
-    if parts.query or parts.fragment:
+    url = _check_address(text)
+    if url.query is not None or url.fragment is not None:
         raise ValueError("must not hold a query or a fragment")
-    return text.rstrip("/")
+    return str(url).rstrip("/")
 
 
-def _check_ping(text: str) -> None:
-    parts = urllib.parse.urlsplit(text)
-    _check_url(parts._replace(query="").geturl())
+def _check_ping(text: str) -> str:
+    url = _check_address(text)
+    if url.fragment is not None:
+        raise ValueError("must not hold a fragment")
+    return str(url)
 
 
 def _check_scm_url(text: str) -> str:
@@ -933,13 +983,19 @@ def _check_directory(text: str) -> str:
 
 
 def _check_proxy(text: str) -> str:
-    _split_url(text, "http://proxy.example.com:3128")
-    return text
+    return str(parse_url(text, "http://proxy.example.com:3128"))
 
 
 _ADMIN_KEYS = ("org_id", "cert_type", "term")
 _LOGIN_KEYS = ("customer_uri", "login", *secret_keys("password"))
 _OAUTH_KEYS = ("client_id", *secret_keys("client_secret"))
+
+
+def _parse_proxy(section: Section) -> str | None:
+    proxy = section.get("proxy", as_text(_check_proxy), None)
+    if proxy and parse_url(proxy).password and section.source.open_to_others():
+        section.problem("proxy", exposed_text(section.source))
+    return proxy
 
 
 def parse_scm(document: object, source: Source, problems: list[str]) -> ScmConfig:
@@ -966,7 +1022,7 @@ def parse_scm(document: object, source: Source, problems: list[str]) -> ScmConfi
         token_url=section.get("token_url", as_text(_check_url), TOKEN_URL),
         check_revocation=section.get("check_revocation", as_flag, default=True),
         tls=Tls(ca_bundle=section.get("ca_bundle", as_text(section.source.resolve_bundle), None)),
-        proxy=section.get("proxy", as_text(_check_proxy), None),
+        proxy=_parse_proxy(section),
         timeout=section.get("timeout", as_number(1, 3600), 30),
     )
     section.close()
@@ -1225,19 +1281,16 @@ def _parse_notify(root: Section, problems: list[str]) -> tuple[str, Mail | None,
 
 def _parse_ping(root: Section, problems: list[str]) -> Secret:
     wrong: list[str] = []
-    ping = root.apart(wrong)
     given = any(map(root.given, secret_keys("ping_url")))
-    url = ping.secret("ping_url") if given else Secret("")
     root.known += secret_keys("ping_url")
-    if url.value:
-        try:
-            _check_ping(url.value)
-        except ValueError:  # not told what is wrong: the address itself is the secret
-            ping.problem(
-                "ping_url", "must be an https:// address, without a user name or a fragment"
-            )
+    url = root.apart(wrong).secret("ping_url").value if given else ""
+    try:
+        url = url and _check_ping(url)
+    except ValueError:  # not told what is wrong: the address itself is the secret
+        text = "must be an https:// address, without a user name or a fragment"
+        root.apart(wrong).problem("ping_url", text)
     problems += wrong
-    return Secret("") if wrong else url
+    return Secret("" if wrong else url)
 
 
 def parse_settings(document: object, source: Source, problems: list[str]) -> Settings:
@@ -2936,6 +2989,7 @@ class NetScaler:
 
     def __init__(self, appliance: Appliance, host: str, context: Context) -> None:
         self.host = host
+        self._base = f"https://{authority(*split_host_port(host, 443), 443)}"
         self._appliance = appliance
         self._context = context
         tls, timeout = appliance.tls, appliance.timeout
@@ -3256,7 +3310,7 @@ class NetScaler:
     ) -> Document:
         if method != "GET" and self._is_watched and resource not in {"login", "logout"}:
             self.check_role()
-        url = f"https://{self.host}/nitro/v1/{root}/{resource}"
+        url = f"{self._base}/nitro/v1/{root}/{resource}"
         url += f"/{_twice(name)}" if name else ""
         url += f"?{query}" if query else ""
         try:
@@ -3445,19 +3499,17 @@ class Tokens:
                 self._url = self._check_endpoint(found[1])
 
     def _check_endpoint(self, url: str) -> str:
-        parts = urllib.parse.urlsplit(url)
-        host = parts.hostname or ""
-        known = {
-            urllib.parse.urlsplit(known).hostname
-            for known in (self._config.url, self._config.token_url)
-        }
-        local = _is_loopback(host) and host in known
-        secure = parts.scheme == "https" or local
-        if secure and (host in known or host.endswith(_TRUSTED_DOMAIN)):
-            return url
+        known = {parse_url(each).host for each in (self._config.url, self._config.token_url)}
+        host = "no host"
+        with contextlib.suppress(ValueError):
+            found = parse_url(url)
+            host = found.host
+            secure = found.scheme == "https" or (_is_loopback(host) and host in known)
+            if secure and not found.user and (host in known or host.endswith(_TRUSTED_DOMAIN)):
+                return str(found)
         raise AgentError(
             "auth",
-            f"SCM names {host or 'no host'} as the source of tokens, which is neither configured "
+            f"SCM names {host} as the source of tokens, which is neither configured "
             f"nor in *{_TRUSTED_DOMAIN}: set token_url in scm.yaml if you trust it",
         )
 
@@ -4332,7 +4384,9 @@ class Home:
             return None, [f"{path}: {error}"]
         self._redactor.add(config.client_secret.value)
         self._redactor.add(config.password.value)
-        self._redactor.add(urllib.parse.urlsplit(config.proxy or "").password or "")
+        password = parse_url(config.proxy).password if config.proxy else ""
+        for each in (password, urllib.parse.unquote(password)):
+            self._redactor.add(each)
         return (None if problems else config), problems
 
     def load_settings(self) -> tuple[Settings, list[str]]:

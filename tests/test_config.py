@@ -156,6 +156,11 @@ SCM: Table = [
     ("credentials", {"url": f"https://client:{SECRET}@scm.example.com"}, f"url: {CREDENTIALS}"),
     ("user", {"token_url": f"https://{SECRET}@sso.example.com"}, f"token_url: {CREDENTIALS}"),
     ("proxy", {"proxy": "proxy.example.com:3128"}, f"proxy: {PROXY}"),
+    ("backslash", {"url": "https://evil.test\\.example.com"}, f"url: {ADDRESS}"),
+    ("brace", {"token_url": "https://sso.example.com/{realm}"}, f"token_url: {ADDRESS}"),
+    ("number for an IP address", {"url": "https://2130706433"}, f"url: {NAME}"),
+    ("hexadecimal IP address", {"url": "https://127.0.0.0x1"}, f"url: {NAME}"),
+    ("@ in a password", {"proxy": f"http://x:{SECRET}@@proxy.example.com"}, f"proxy: {PROXY}"),
     ("no bundle", {"ca_bundle": "no.pem"}, "ca_bundle: there is no file {home}/no.pem"),
     (
         "no bundle in a bundle",
@@ -884,6 +889,14 @@ def wrong_twins(lab: Lab) -> None:
     lab.write_yaml(WWW, {**yaml.safe_load((lab.home / WWW).read_text()), "wibble": 1})
 
 
+def open_proxy(lab: Lab) -> None:
+    lab.write_profile()
+    lab.write("scm.secret", CLIENT_SECRET)
+    proxy = f"http://x:{SECRET}@proxy.example.com:3128"
+    lab.write_scm(proxy=proxy, client_secret=None, client_secret_file="scm.secret")
+    (lab.home / "scm.yaml").chmod(0o604)
+
+
 def rival(
     lab: Lab,
     name: str,
@@ -995,6 +1008,12 @@ FILES = [
         mode,
         {"file": "scm.yaml", "mode": 0o644},
         [f"scm.yaml: client_secret: {TOO_OPEN}scm.yaml"],
+    ),
+    Row(
+        "a proxy's password open to others",
+        open_proxy,
+        {},
+        [f"scm.yaml: proxy: {TOO_OPEN}scm.yaml"],
     ),
     Row(
         "appliance open to others",

@@ -377,6 +377,36 @@ def test_a_token_endpoint_that_nobody_configured_never_gets_the_secret(lab: Lab)
     assert not elsewhere.requests
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://localhost:{port}\\.sectigo.com/token",
+        "https://localhost:{port}\\@auth.sso.sectigo.com/token",
+        "https://auth.sso.sectigo.com@localhost:{port}/token",
+        "https://localhost:{port}#.sectigo.com",
+        "https://localhost:{port}?.sectigo.com",
+        "https://localhost:{port}/.sectigo.com",
+        "https://localhost:{port}%2f.sectigo.com/token",
+        "https:/localhost:{port}/token",
+        "//localhost:{port}/token",
+        "http://auth.sso.sectigo.com/token",
+    ],
+)
+def test_an_address_that_two_parsers_take_differently_never_gets_the_secret(
+    lab: Lab, address: str
+) -> None:
+    elsewhere = HttpsServer(lambda _: Response(200, b'{"access_token": "x"}'))
+    elsewhere.start()
+    lab.scm.authorization_uri = address.format(port=elsewhere.port)
+    lab.scm.server.before = lambda _: lab.scm.revoke_tokens()
+    lab.write_profile()
+    kind, message = failed(lab)
+    elsewhere.stop()
+    assert (kind, message.startswith("SCM names ")) == ("auth", True)
+    assert not elsewhere.requests
+    assert not lab.scm.orders
+
+
 def test_a_token_endpoint_on_a_configured_host_is_followed(lab: Lab) -> None:
     lab.write_scm(token_url=f"{lab.scm.url}/an/old/path")
     lab.scm.server.faults.append(
