@@ -2143,12 +2143,14 @@ def _roll_back(profile: Profile, seen: Observed) -> Plan:
     # rollback: there is nothing to put back
     if not (record.previous and _is_installed(seen)):
         raise AgentError("state", f"there is no previous certificate of {name} to put back")
+    # rollback: what was there before is not known
     if not previous:
         raise AgentError("state", f"what {name} had before is not known well enough")
-    # rollback: the previous certificate has expired, or was revoked by the operator
+    # rollback: the previous certificate has expired
     if previous.not_after <= seen.now:
         end = iso(previous.not_after)
         raise AgentError("state", f"the previous certificate of {name} expired at {end}")
+    # rollback: the previous certificate was revoked by the operator
     if record.revoked == record.previous.serial:
         raise AgentError("state", f"the previous certificate of {name} was revoked by the operator")
     # rollback
@@ -2171,9 +2173,10 @@ def _finish(  # noqa: PLR0911 - README's table, row by row
     # changed by an earlier run, not saved
     if record.unsaved:
         return Plan(outcome, "the configuration was not saved", Step.SAVE)
-    # installed by an earlier run, not verified or not cleaned up
+    # installed by an earlier run, not verified
     if record.unverified and profile.handshake != "off":
         return Plan(outcome, "what is presented was not verified", Step.VERIFY)
+    # installed by an earlier run, not cleaned up
     if record.finishing:
         return Plan(record.finishing, reason, Step.CLEAN_UP)
     # files without a use are left
@@ -2324,19 +2327,27 @@ def _decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
     return _go_on(profile, seen, change, intent) or _start(profile, seen, intent, anew=True)
 
 
+def _beside_others(profile: Profile, seen: Observed, plan: Plan, intent: Intent) -> Plan:
+    """Decide about a plan that would push another certkey out of its place."""
+    # taken: an installed certificate is to be renewed, replaced or enrolled anew
+    if seen.certificate and Step.INSTALL in plan.steps(profile):
+        return plan  # only the binding is then refused, at the end
+    change = seen.record.change if plan.resumes else None
+    # taken: enroll --force, or an order that was placed with it
+    if intent.force or (change and change.take_over):
+        return plan
+    # taken
+    raise AgentError("state", conflict_text(profile.name, seen.conflicts))
+
+
 def decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
     """Decide what a profile needs.
 
     Raises AgentError where the present situation forbids to go on: then nothing is done.
     """
     plan = _decide(profile, seen, intent)
-    change = seen.record.change if plan.resumes else None
-    agreed = intent.force or (change is not None and change.take_over)
-    # What is installed is renewed all the same: only the binding is then refused, at the end.
-    succeeds = seen.certificate is not None and Step.INSTALL in plan.steps(profile)
-    if plan.first and seen.conflicts and not (agreed or succeeds):
-        raise AgentError("state", conflict_text(profile.name, seen.conflicts))
-    return plan
+    is_taken = plan.first and seen.conflicts
+    return _beside_others(profile, seen, plan, intent) if is_taken else plan
 
 
 # ----- 8. HTTP --------------------------------------------------------------------------------
