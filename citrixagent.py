@@ -56,6 +56,7 @@ import json
 import logging
 import os
 import pathlib
+import posixpath
 import random
 import re
 import shlex
@@ -69,7 +70,6 @@ import threading
 import time
 import typing
 import urllib.parse
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar
 
@@ -158,11 +158,10 @@ class TransportError(AgentError):
 class NitroError(AgentError):
     """The appliance refused a call; ``code`` is NITRO's errorcode (0 where there was none)."""
 
-    def __init__(self, kind: Kind, message: str, *, code: int, detail: str, status: int) -> None:
+    def __init__(self, kind: Kind, message: str, *, code: int, detail: str) -> None:
         super().__init__(kind, message)
         self.code = code
         self.detail = detail
-        self.status = status
 
 
 class ScmError(AgentError):
@@ -1410,19 +1409,6 @@ def _load(data: bytes) -> x509.Certificate:
     return x509.load_der_x509_certificate(data)
 
 
-@contextlib.contextmanager
-def _odd_is_unreadable() -> Iterator[None]:
-    """Make a ValueError of whatever the library says of a certificate that is out of order.
-
-    It has an exception of its own for every oddity, some come late (of a key, when that is asked
-    for), and a certificate that somebody left on an appliance may have any of them.
-    """
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 - the library's exceptions have no base of their own
-        raise ValueError(f"cannot be read ({type(error).__name__})") from None
-
-
 @dataclasses.dataclass(frozen=True)
 class Certificate:
     """A certificate that was read: what decisions and comparisons need of it.
@@ -1500,9 +1486,11 @@ def _describe(certificate: x509.Certificate) -> Certificate:
 
 @functools.cache
 def read_certificate(data: bytes) -> Certificate:
-    """Read one certificate in PEM or DER; ValueError when it is none, or out of order."""
-    with _odd_is_unreadable():
+    """Read one certificate in PEM or DER; ValueError when it is none, or one of an odd kind."""
+    try:
         return _describe(_load(data))
+    except Exception as error:  # noqa: BLE001 - the library has many words for what it cannot read
+        raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
 @functools.cache
@@ -1561,18 +1549,16 @@ def check_csr(pem: bytes, profile: Profile) -> str:
     from cryptography.hazmat.primitives import serialization
 
     try:
-        with _odd_is_unreadable():
-            csr = x509.load_pem_x509_csr(pem)
-            names, signed = set(_names_of(csr.extensions)), csr.is_signature_valid
-            key_type, common_name = key_type_of(csr.public_key()), _common_name_of(csr.subject)
+        csr = x509.load_pem_x509_csr(pem)
+        names, signed = set(_names_of(csr.extensions)), csr.is_signature_valid
     except ValueError:
         raise AgentError("mismatch", "the CSR that the appliance made cannot be read") from None
     wrong = []
     if not signed:
         wrong.append("its signature is not valid")
-    if key_type != profile.key_type:
-        wrong.append(f"its key is {key_type}, not {profile.key_type}")
-    if common_name.lower() != profile.subject.common_name:
+    if key_type_of(csr.public_key()) != profile.key_type:
+        wrong.append(f"its key is {key_type_of(csr.public_key())}, not {profile.key_type}")
+    if _common_name_of(csr.subject).lower() != profile.subject.common_name:
         wrong.append(f"its common name is not {profile.subject.common_name}")
     if names != set(profile.names):
         wrong.append(f"its names are {_listed(names)}, not {_listed(profile.names)}")
@@ -1588,10 +1574,11 @@ def _is_self_signed(certificate: x509.Certificate) -> bool:
 
 
 def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
     try:
-        with _odd_is_unreadable():
-            certificate.verify_directly_issued_by(issuer)
-    except ValueError:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
         return False
     return True
 
@@ -1634,22 +1621,16 @@ def parse_iso(text: str) -> dt.datetime:
     return dt.datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z")
 
 
-def _readable(answer: bytes) -> list[x509.Certificate]:
-    """Return the certificates in an answer; what is out of order is left out."""
-    found = []
-    for block in _PEM_BLOCK.findall(answer):
-        with contextlib.suppress(ValueError):
-            read_certificate(block)
-            found.append(_load(block))
-    return found
-
-
 def answers_csr(answer: bytes, csr_pem: str) -> bool:
     """Tell whether SCM's answer holds a certificate for a CSR's key."""
     from cryptography import x509
 
     wanted = x509.load_pem_x509_csr(csr_pem.encode()).public_key()
-    return any(certificate.public_key() == wanted for certificate in _readable(answer))
+    try:
+        found = [x509.load_pem_x509_certificate(block) for block in _PEM_BLOCK.findall(answer)]
+    except ValueError:
+        return False
+    return any(certificate.public_key() == wanted for certificate in found)
 
 
 def check_issued(
@@ -1663,10 +1644,13 @@ def check_issued(
     from cryptography import x509
 
     wanted = x509.load_pem_x509_csr(csr_pem.encode()).public_key()
-    pool = _readable(answer)
-    leaves = [certificate for certificate in pool if certificate.public_key() == wanted]
-    if not leaves and len(pool) < len(_PEM_BLOCK.findall(answer)):
-        raise AgentError("mismatch", "SCM's answer holds a certificate that cannot be read")
+    try:
+        pool = [x509.load_pem_x509_certificate(block) for block in _PEM_BLOCK.findall(answer)]
+        leaves = [certificate for certificate in pool if certificate.public_key() == wanted]
+    except ValueError:
+        raise AgentError(
+            "mismatch", "SCM's answer holds a certificate that cannot be read"
+        ) from None
     if not leaves:
         raise AgentError("mismatch", "SCM issued a certificate for another key than the CSR's")
     leaf = _describe(leaves[0])
@@ -1717,6 +1701,7 @@ class Generation:
     cert_id: str | None = None  # at SCM
     ours: bool = True  # made by this tool: its files may be deleted by this tool
     link: str = ""  # the issuer that the certkey was linked to, where the chain is not known
+    form: str = "PEM"  # how its files are loaded: PEM, DER or PFX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -2143,14 +2128,12 @@ def _roll_back(profile: Profile, seen: Observed) -> Plan:
     # rollback: there is nothing to put back
     if not (record.previous and _is_installed(seen)):
         raise AgentError("state", f"there is no previous certificate of {name} to put back")
-    # rollback: what was there before is not known
     if not previous:
         raise AgentError("state", f"what {name} had before is not known well enough")
-    # rollback: the previous certificate has expired
+    # rollback: the previous certificate has expired, or was revoked by the operator
     if previous.not_after <= seen.now:
         end = iso(previous.not_after)
         raise AgentError("state", f"the previous certificate of {name} expired at {end}")
-    # rollback: the previous certificate was revoked by the operator
     if record.revoked == record.previous.serial:
         raise AgentError("state", f"the previous certificate of {name} was revoked by the operator")
     # rollback
@@ -2173,10 +2156,9 @@ def _finish(  # noqa: PLR0911 - README's table, row by row
     # changed by an earlier run, not saved
     if record.unsaved:
         return Plan(outcome, "the configuration was not saved", Step.SAVE)
-    # installed by an earlier run, not verified
+    # installed by an earlier run, not verified or not cleaned up
     if record.unverified and profile.handshake != "off":
         return Plan(outcome, "what is presented was not verified", Step.VERIFY)
-    # installed by an earlier run, not cleaned up
     if record.finishing:
         return Plan(record.finishing, reason, Step.CLEAN_UP)
     # files without a use are left
@@ -2327,27 +2309,19 @@ def _decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
     return _go_on(profile, seen, change, intent) or _start(profile, seen, intent, anew=True)
 
 
-def _beside_others(profile: Profile, seen: Observed, plan: Plan, intent: Intent) -> Plan:
-    """Decide about a plan that would push another certkey out of its place."""
-    # taken: an installed certificate is to be renewed, replaced or enrolled anew
-    if seen.certificate and Step.INSTALL in plan.steps(profile):
-        return plan  # only the binding is then refused, at the end
-    change = seen.record.change if plan.resumes else None
-    # taken: enroll --force, or an order that was placed with it
-    if intent.force or (change and change.take_over):
-        return plan
-    # taken
-    raise AgentError("state", conflict_text(profile.name, seen.conflicts))
-
-
 def decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
     """Decide what a profile needs.
 
     Raises AgentError where the present situation forbids to go on: then nothing is done.
     """
     plan = _decide(profile, seen, intent)
-    is_taken = plan.first and seen.conflicts
-    return _beside_others(profile, seen, plan, intent) if is_taken else plan
+    change = seen.record.change if plan.resumes else None
+    agreed = intent.force or (change is not None and change.take_over)
+    # What is installed is renewed all the same: only the binding is then refused, at the end.
+    succeeds = seen.certificate is not None and Step.INSTALL in plan.steps(profile)
+    if plan.first and seen.conflicts and not (agreed or succeeds):
+        raise AgentError("state", conflict_text(profile.name, seen.conflicts))
+    return plan
 
 
 # ----- 8. HTTP --------------------------------------------------------------------------------
@@ -2356,7 +2330,6 @@ _RETRY_DELAYS = (0.5, 1.0, 2.0)  # seconds
 _LONGEST_PAUSE = 60.0  # seconds; a server that asks for more is left alone until the next run
 _KEPT = 1.0  # seconds of silence after which a connection is not trusted with a write
 _TRANSIENT = frozenset({429, 500, 502, 503, 504})
-_OTHER_NAME = frozenset({62, 64})  # OpenSSL's codes for another host name, another address
 
 
 def utc_now() -> dt.datetime:
@@ -2726,25 +2699,24 @@ class Transport:
             )
         except requests.RequestException as error:
             log.debug("%s: %s: %s", self._label, call, type(error).__name__)
-            raise self._explain(error, url) from None
+            raise self._explain(error) from None
         self._used = time.monotonic()
         took = (self._used - start) * 1000
         log.debug("%s: %s: %s (%.0f ms)", self._label, call, response.status_code, took)
         return Answer(response.status_code, response.content, response.headers)
 
-    def _explain(self, error: requests.RequestException, url: str) -> TransportError:
+    def _explain(self, error: requests.RequestException) -> TransportError:
         import requests
 
         causes = _causes(error)
         if distrust := next(filter(_is_distrust, causes), None):
-            text = (
-                f"its TLS certificate is not trusted ({_words(distrust)}): set "
-                "ca_bundle to the PEM file of its CA, or, for an appliance, fingerprint"
+            return TransportError(
+                "untrusted",
+                f"{self._label}: its TLS certificate is not trusted ({_words(distrust)}): set "
+                "ca_bundle to the PEM file of its CA, or, for an appliance, fingerprint",
+                sent=False,
+                again=False,
             )
-            if getattr(distrust, "verify_code", 0) in _OTHER_NAME and not self._proxies:
-                text = self._misnamed(urllib.parse.urlsplit(url))
-            message = f"{self._label}: {text}"
-            return TransportError("untrusted", message, sent=False, again=False)
         if isinstance(error, requests.exceptions.ConnectTimeout):
             text = f"no connection within {self._timeout} s"
             return self._unreachable(text, sent=False, again=False)
@@ -2755,19 +2727,6 @@ class Transport:
         proxy = isinstance(error, requests.exceptions.ProxyError) and not sent
         words = f"the proxy does not connect: {_words(causes[-1])}" if proxy else _words(causes[-1])
         return self._unreachable(words, sent=sent)
-
-    @staticmethod
-    def _misnamed(address: urllib.parse.SplitResult) -> str:
-        """Say for which names an appliance's certificate is, if not for the one it is asked by."""
-        host, names = address.hostname or "", "other names"
-        with contextlib.suppress(OSError, ValueError):
-            place = (host, address.port or 443)
-            found = read_certificate(ssl.get_server_certificate(place, timeout=5).encode())
-            names = _listed({found.common_name, *found.names} - {""})
-        return (
-            f"its TLS certificate is for {names}, not for {host}: set citrix.host to one of its "
-            "names, or pin it with citrix.fingerprint"
-        )
 
     def _unreachable(self, text: str, *, sent: bool, again: bool = True) -> TransportError:
         return TransportError(
@@ -2837,9 +2796,8 @@ _NO_LINK = 1545
 _ISSUER_MISMATCH = 1548
 _FILE_EXISTS = 1642
 _NO_FILE = frozenset({258, 1155, 3441})
+_KEY_FILE = re.compile(r"[.](key|pfx|p12|pvk|pk8|p8)$", re.IGNORECASE)
 _UNKNOWN_OBJECT = frozenset({278, 1088, 1090, 1232})
-_NO_PAGES = frozenset({278, 1090, 1232, 1239, 1240})
-_DONE_HERE = frozenset({349, 457, 458})  # carried out, but not on another node
 _REMEDIES: Mapping[int, str] = {
     278: "this release does not take an argument that is needed",
     354: "check username and password; it was tried once only, because appliances lock accounts",
@@ -2851,6 +2809,7 @@ _REMEDIES: Mapping[int, str] = {
     1046: "log in to the appliance once and change the password",
     1047: "log in to the appliance once and change the password",
     1067: "enable the SSL feature: enable ns feature SSL",
+    1106: "choose a shorter certificate.name",
     1203: "name the cluster IP address (CLIP) as host",
     1544: "a virtual server must be of a type that ends TLS, such as SSL",
     1548: "the intermediate is not the issuer of the certificate",
@@ -3012,69 +2971,12 @@ def _nitro_kind(code: int, status: int) -> Kind:
     return "standby" if code == 368 else "appliance"
 
 
-_IN_SSL_DIRECTORY = r"-fileLocation .?/nsconfig/ssl/?([^a-z0-9._/-]|$)"
-COMMAND_POLICY = (
-    r"(^(show ns (version|config)|stat HA node|save ns config)( |$))",
-    r"(^switch ns partition )",
-    r"(^sync (HA|cluster) files( |$))",
-    r"(^show (lb|vpn|cs|authentication) vserver( |$))",
-    r"(^show ssl (certKey|vserver)( |$))",
-    r"(^create ssl (rsakey|ecdsakey|certReq) )",
-    r"(^(add|update|link|unlink) ssl certKey )",
-    r"(^bind ssl vserver )",
-    rf"(^(add|rm) system file .*{_IN_SSL_DIRECTORY})",
-    rf"(^show system file (?!.*[.]key([^a-z0-9._-]|$)).*{_IN_SSL_DIRECTORY})",
-)
-"""The rules of README's command policy; no advice goes further."""
-
-
-def _policy(refused: str, appliance: Appliance) -> str:
-    """Return how to allow a command: by the one rule of README's policy that does."""
-    for number, rule in enumerate(COMMAND_POLICY):
-        pattern = rule.replace(SSL_DIRECTORY, appliance.ssl_directory)
-        if re.search(pattern, refused, re.IGNORECASE):
-            name = "citrixagent_" + "_".join(refused.split()[:3])
-            return (
-                f'allow it with: add system cmdPolicy {name} ALLOW "{pattern}" and: bind system '
-                f'user "{appliance.username}" {name} {110 + number}'
-            )
-    return "give the account the command policy of README, section 6"
-
-
-_ARGUMENT_KEYS: Mapping[str, str] = {  # in lower case, as releases differ
-    "certkeyname": "certificate.name",
-    "linkcertkeyname": "certificate.name",
-    "commonname": "certificate.common_name",
-    "organizationname": "certificate.organization",
-    "organizationunitname": "certificate.organizational_unit",
-    "localityname": "certificate.locality",
-    "statename": "certificate.state",
-    "countryname": "certificate.country",
-    "emailaddress": "certificate.email",
-    "subjectaltname": "certificate.subject_alternative_names",
-    "partitionname": "citrix.partition",
-    "filelocation": "citrix.ssl_directory",
-    **dict.fromkeys(("filename", "keyfile", "reqfile", "cert", "key"), "citrix.ssl_directory"),
-}
-_ARGUMENT_ADVICE: Mapping[int, str] = {1075: "another", 1095: "a", 1097: "another", 1106: "shorter"}
-
-
-def _argument_remedy(code: int, detail: str) -> str:
-    """Return what to do about an argument: which one it is stands in the message's brackets."""
-    found = re.search(r"\[(\w+)", detail)
-    key = _ARGUMENT_KEYS.get(found[1].lower(), "") if found else ""
-    if not key or code not in _ARGUMENT_ADVICE:
-        return ""
-    if code == 1106 and key.endswith("alternative_names"):
-        return f"divide {key} among several profiles"
-    article = "a " if code == 1106 else ""
-    return f"choose {article}{_ARGUMENT_ADVICE[code]} {key}"
-
-
-def content_of(detail: str) -> str:
-    """Return the name under which a certificate is here already, of a 273; empty where not told."""
-    found = re.search(r"\[certkeyName Contents,\s*(.*?)\]", detail)
-    return found[1] if found else ""
+def _policy(asked: str) -> str:
+    """Return the command policy that would allow a command."""
+    words = [word for word in asked.split()[:3] if word.isalpha()]
+    pattern = "^" + r"\s+".join(words) + r"(\s|$)"
+    name = "citrixagent_" + "_".join(words)
+    return f"allow it with: add system cmdPolicy {name} ALLOW {pattern}"
 
 
 def _alternative_name(name: str) -> str:
@@ -3099,7 +3001,6 @@ class NetScaler:
         tls, timeout = appliance.tls, appliance.timeout
         self._transport = Transport(host, tls, timeout, context, slow_writes=True)
         self._token = ""
-        self.warnings: list[str] = []  # what was done, but not everywhere
         self._is_watched = False  # a node of an HA pair: its role is looked at before every write
 
     # Session
@@ -3201,16 +3102,6 @@ class NetScaler:
             for row in rows
         ]
 
-    def _all_bindings(self, resource: str, asked: str) -> list[Document]:
-        """Read the bindings of all virtual servers; who takes no pages here is asked without."""
-        bulk = "bulkbindings=yes"
-        try:
-            return self._pages(resource, asked, f"{bulk}&")
-        except NitroError as error:
-            if error.code not in _NO_PAGES and error.status != 400:
-                raise
-        return _rows(self._get(resource, asked, query=bulk), resource)
-
     def virtual_servers(self, kind: str) -> dict[str, VirtualServerRow]:
         resource = _RESOURCES[kind]
         rows = self._pages(resource, _SHOW[kind])
@@ -3225,41 +3116,32 @@ class NetScaler:
         ]
         return {row.name: row for row in found}
 
-    def read_file(self, path: str) -> bytes | None:
-        """Return a file of the SSL directory (or at a path); None where there is none.
+    def may_read(self, path: str) -> bool:
+        """Tell whether a file is in the SSL directory and not named like a private key."""
+        inside = self.absolute(path).startswith(f"{self._appliance.ssl_directory}/")
+        return inside and not _KEY_FILE.search(path)
 
-        A private key is never asked for: this refuses names that end like one.
+    def read_file(self, path: str) -> bytes | None:
+        """Return a file of the SSL directory, or of a folder below it; None where there is none.
+
+        This is the only way to a file, and it leads to nothing that ``may_read`` refuses.
         """
-        location, _, name = path.rpartition("/")
-        location = location or self._appliance.ssl_directory
-        if name.endswith(".key"):
+        if not self.may_read(path):
             raise AssertionError("private keys stay on the appliance")
+        location, _, name = self.absolute(path).rpartition("/")
         arguments = _arguments({"filename": name, "filelocation": location})
-        asked = f"show system file {name}"
         try:
-            data = self._get("systemfile", asked, query=arguments)
+            data = self._get("systemfile", f"show system file {name}", query=arguments)
         except NitroError as error:
             if error.code in _NO_FILE:
                 return None
-            if error.code not in _UNKNOWN_OBJECT and error.code not in {1092, 1095, 1097}:
-                raise
-            # Releases before 13.0 name the file in the path.
-            data = self._old_read_file(name, location, asked)
-        rows = [row for row in _rows(data, "systemfile") if row.get("filecontent")]
-        try:
-            return base64.b64decode(str(rows[0]["filecontent"])) if rows else None
-        except ValueError:
-            text = f"{self.host}: {asked}: the answer holds no content that can be read"
-            raise AgentError("appliance", text) from None
-
-    def _old_read_file(self, name: str, location: str, asked: str) -> Document:
-        arguments = _arguments({"filelocation": location})
-        try:
-            return self._get("systemfile", asked, name=name, query=arguments)
-        except NitroError as error:
-            if error.code in _NO_FILE:
-                return {}
             raise
+        rows = [row for row in _rows(data, "systemfile") if row.get("filecontent")]
+        return base64.b64decode(str(rows[0]["filecontent"])) if rows else None
+
+    def absolute(self, path: str) -> str:
+        """Return a path as the appliance understands it: from its SSL directory, without ``..``."""
+        return posixpath.normpath(posixpath.join(self._appliance.ssl_directory, path))
 
     # Writing
 
@@ -3330,14 +3212,18 @@ class NetScaler:
         self._write("sslcertkey", f"add ssl certKey {name}", body)
 
     def update_certkey(
-        self, name: str, cert_file: str, key_file: str, *, other_names: bool = False
+        self, name: str, files: Sequence[str], *, form: str = "PEM", other_names: bool = False
     ) -> None:
         """Give a certkey a new certificate and key; bindings stay.
 
+        ``files`` are those of the certificate and of the key; ``form``, how they are encoded, is
+        always said: whether an appliance takes PEM or what it has had is not known.
         ``other_names``: the names are meant to change, so the appliance must not compare them.
         """
-        body: Document = {"certkey": name, "cert": self._path(cert_file)}
-        body["key"] = self._path(key_file)
+        cert_file, key_file = files
+        body: Document = {"certkey": name, "cert": self._path(cert_file), "inform": form}
+        if key_file and form != "PFX":
+            body["key"] = self._path(key_file)
         if other_names:
             body["nodomaincheck"] = True
         self._write("sslcertkey", f"update ssl certKey {name}", body, action="update")
@@ -3396,6 +3282,18 @@ class NetScaler:
                 break
             before = page
         return rows
+
+    def _all_bindings(self, resource: str, asked: str) -> list[Document]:
+        """Read the bindings of all virtual servers; in one piece where pages are refused.
+
+        That bulk bindings come in pages is documented nowhere.
+        """
+        try:
+            return self._pages(resource, asked, "bulkbindings=yes&")
+        except NitroError as error:
+            if error.code not in _UNKNOWN_OBJECT | {1239, 1240}:
+                raise
+        return _rows(self._get(resource, asked, query="bulkbindings=yes"), resource)
 
     def _get(
         self, resource: str, asked: str, *, root: str = "config", name: str = "", query: str = ""
@@ -3472,42 +3370,27 @@ class NetScaler:
         if ok and (code == 0 or warned) and readable:
             return data or {}
         message = one_line(str((data or {}).get("message") or "no answer that NITRO would give"))
-        if code in _DONE_HERE and may_be_empty:
-            text = f"{self.host}: {asked}: {message} (NITRO {code}): done here, but not on"
-            self.warnings.append(f"{text} {self.peer}: look at that node")
-            return data or {}
         raise self._error(code, message, answer.status, asked)
-
-    @property
-    def peer(self) -> str:
-        """The other node, as far as its name is known."""
-        others = [host for host in self._appliance.hosts if host != self.host]
-        return others[0] if others else "the other node"
 
     def _error(
         self, code: int, message: str, status: int, asked: str, kind: Kind | None = None
     ) -> NitroError:
-        remedy = self._remedy(code, message, asked)
+        remedy = _policy(asked) if code in _FORBIDDEN else _REMEDIES.get(code, "")
         number = f"NITRO {code}, HTTP {status}" if code else f"HTTP {status}"
         text = f"{self.host}: {asked}: {message} ({number})"
         text += f": {remedy}" if remedy else ""
-        kind = kind or _nitro_kind(code, status)
-        return NitroError(kind, text, code=code, detail=message, status=status)
+        return NitroError(kind or _nitro_kind(code, status), text, code=code, detail=message)
 
-    def _remedy(self, code: int, message: str, asked: str) -> str:
-        """Return what to do about a refusal: what the message is about counts as well."""
-        if code in _FORBIDDEN:
-            told = re.search(r"\[(.+)\]", message)
-            return _policy(told[1] if told else asked, self._appliance)
-        if code == _EXISTS and asked.startswith("update") and (other := content_of(message)):
-            return f'this certificate is there as "{other}": set certificate.name to it'
-        return _argument_remedy(code, message) or _REMEDIES.get(code, "")
+
+def same_content(error: NitroError) -> str:
+    """Return the name under which a certificate is here already, of a 273; empty where not told."""
+    found = re.search(r"\[certkeyName Contents,\s*(.*?)\]", error.detail)
+    return found[1] if found else ""
 
 
 # ----- 10. Sectigo ----------------------------------------------------------------------------
 
 _PENDING_CODES = frozenset({0, -103, -109, -183, -1400})
-_PASSING_WORDS = frozenset({"temporarily_unavailable", "server_error"})  # RFC 6749
 _PASSING_CODES = frozenset({-1, -2, -14, -65, -129, -140, -195, -196})
 _DCV_CODES = frozenset({-107, -715, -724, -727, -737, -1010, -1137})
 _AUTH_CODES = frozenset({-16, -970})
@@ -3597,23 +3480,6 @@ class NotOfferedError(AgentError):
     """SCM cannot renew or replace this certificate; a new enrollment is the way."""
 
 
-def _words_of(value: object) -> str:
-    """Return somebody's reason as a text; it may stand in an object of its own."""
-    if isinstance(value, dict):
-        value = value.get("message") or value.get("description")
-    return one_line(value) if isinstance(value, str) else ""
-
-
-def _reason_in(answer: Answer) -> str:
-    """Return the reason in an answer: SCM's own, or that of whatever answered in its place."""
-    data = answer.json() or {}
-    if description := _words_of(data.get("description")):
-        return description
-    keys = ("title", "error", "message", "error_description", "detail")
-    words = [_words_of(data.get(key)) for key in keys]
-    return ": ".join(dict.fromkeys(filter(None, words))) or "no reason that could be read"
-
-
 class Tokens:
     """The OAuth 2.0 access token of one REST account, shared by all threads."""
 
@@ -3693,23 +3559,16 @@ class Tokens:
             headers={"Content-Type": content_type, "Accept": "application/json"},
             body=urllib.parse.urlencode(form).encode(),
         )
-        data = answer.json()
-        place = f"HTTP {answer.status} from {self._url}"
-        is_page = answer.status < 400 and data is None
-        data = data or {}
-        if is_page or answer.status in _TRANSIENT or data.get("error") in _PASSING_WORDS:
-            text = f"SCM's token endpoint gives no token now ({place}): the next run tries again"
-            raise AgentError("unavailable", text)
+        data = answer.json() or {}
+        if answer.status in _TRANSIENT:
+            raise AgentError("unavailable", f"SCM's token endpoint answers HTTP {answer.status}")
         token = data.get("access_token")
         if answer.status == 200 and isinstance(token, str) and token:
             return data
-        reason = one_line(str(data.get("error_description") or _reason_in(answer)))
-        if answer.status in {404, 405}:
-            text = f"SCM refused the login: {reason} ({place}): check token_url in scm.yaml"
-            raise AgentError("auth", text)
+        reason = data.get("error_description") or data.get("error") or "no token in the answer"
         raise AgentError(
             "auth",
-            f"SCM refused the login: {reason} (HTTP {answer.status}): check "
+            f"SCM refused the login: {one_line(str(reason))} (HTTP {answer.status}): check "
             "client_id and client_secret in scm.yaml, and that the REST account is active",
         )
 
@@ -3753,6 +3612,23 @@ def _scm_kind(code: int | None, status: int) -> Kind:
     by_status: dict[int, Kind] = {401: "auth", 403: "permission"}
     passing = status < 300 or status in {302, 303, 307, 408, 425, 429} or status >= 500
     return by_status.get(status, "unavailable" if passing else "rejected")
+
+
+def _words_of(value: object) -> str:
+    """Return somebody's reason as a text; it may stand in an object of its own."""
+    if isinstance(value, dict):
+        value = value.get("message") or value.get("description")
+    return one_line(value) if isinstance(value, str) else ""
+
+
+def _reason_in(answer: Answer) -> str:
+    """Return the reason in an answer: SCM's own, or that of whatever answered in its place."""
+    data = answer.json() or {}
+    if description := _words_of(data.get("description")):
+        return description
+    keys = ("title", "error", "message", "error_description", "detail")
+    words = [_words_of(data.get(key)) for key in keys]
+    return ": ".join(dict.fromkeys(filter(None, words))) or "no reason that could be read"
 
 
 def _not_offered(error: ScmError, action: Action) -> NotOfferedError | None:
@@ -4880,21 +4756,40 @@ def known_certificate(record: Record, row: CertKey) -> Certificate | None:
     return None
 
 
+_LIKE_A_KEY = re.compile(r"(^|[^a-z0-9])(priv(ate)?)?key([^a-z0-9]|$)", re.IGNORECASE)
+
+
+def _holds_no_key(view: View, row: CertKey) -> bool:
+    """Tell whether the certificate file of a certkey is sure to hold no private key.
+
+    PFX does; a file that some certkey names as its key does; a certkey that names no key may have
+    it in the file of its certificate; and what is called a key may be one.
+    """
+    path = view.client.absolute(row.cert_file)
+    keys = {view.client.absolute(each.key_file) for each in view.certkeys.values() if each.key_file}
+    told = row.form in {"PEM", "DER"} and row.key_file and path not in keys
+    return bool(told and not _LIKE_A_KEY.search(path.rpartition("/")[2]))
+
+
+def _read_certificate_of(view: View, row: CertKey) -> Certificate | None:
+    """Read a certkey's file; None where it must not be read, cannot be had or is something else."""
+    if not (view.client.may_read(row.cert_file) and _holds_no_key(view, row)):
+        return None
+    try:
+        found = read_certificate(view.client.read_file(row.cert_file) or b"")
+    except (NitroError, ValueError) as error:
+        log.info("%s: %s", row.name, error)
+        return None
+    return found if found.serial == row.serial else None
+
+
 def read_installed(view: View, row: CertKey) -> Certificate:
     """Read the certificate of a certkey that this tool did not install; never a private key.
 
-    A PFX file, or one that some certkey names as its key, holds a key, so it is not read: then the
-    row of sslcertkey must do.
+    Where its file is not to be had, the row of sslcertkey must do.
     """
-    keys = {each.key_file.rpartition("/")[2] for each in view.certkeys.values()}
-    name = row.cert_file.rpartition("/")[2]
-    holds_key = row.form not in {"PEM", "DER"} or name in keys or name.endswith(".key")
-    content = None if holds_key else view.client.read_file(row.cert_file)
-    with contextlib.suppress(ValueError):
-        if content is not None and (found := read_certificate(content)).serial == row.serial:
-            return found
-    if told := from_row(row):
-        return told
+    if found := _read_certificate_of(view, row) or from_row(row):
+        return found
     host = view.client.host
     raise AgentError("appliance", f"{host}: the certificate of {row.name} cannot be read")
 
@@ -5425,7 +5320,7 @@ class Installer:
         except NitroError as error:
             if error.code != _EXISTS:
                 raise
-            name = content_of(error.detail) or name
+            name = same_content(error) or name
         return self._read_back(name, certificate)
 
     def _intermediate_file(self, certificate: Certificate) -> str:
@@ -5468,7 +5363,7 @@ class Installer:
         except NitroError as error:
             if error.code != _EXISTS:
                 raise
-            if other := content_of(error.detail):
+            if other := same_content(error):
                 text = f'{error.message}: this certificate is there as "{other}"'
                 raise AgentError("appliance", f"{text}: set certificate.name to it") from None
             self._read_back(certkey, chain[0])
@@ -5489,6 +5384,7 @@ class Installer:
             pem=held.pem if held else "",
             ours=False,
             link=row.link,
+            form=row.form,
         )
 
     def _update(self, row: CertKey, new: Generation) -> None:
@@ -5497,7 +5393,7 @@ class Installer:
         other_names = held is None or not same_names(held, leaf)
         try:
             self._client.update_certkey(
-                row.name, new.cert_file, new.key_file, other_names=other_names
+                row.name, (new.cert_file, new.key_file), form=new.form, other_names=other_names
             )
         except NitroError as error:
             if error.code != _ISSUER_MISMATCH:
@@ -5510,7 +5406,7 @@ class Installer:
         self._client.unlink(row.name)
         try:
             self._client.update_certkey(
-                row.name, new.cert_file, new.key_file, other_names=other_names
+                row.name, (new.cert_file, new.key_file), form=new.form, other_names=other_names
             )
         except AgentError:
             if row.link:
@@ -6314,21 +6210,6 @@ def _logging(level: int, redactor: Redactor, log_file: pathlib.Path | None) -> I
                 handler.close()
 
 
-def _log_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    log.info("%s: %s", category.__name__, one_line(str(message)))
-
-
-@contextlib.contextmanager
-def _warnings_to_log() -> Iterator[None]:
-    """Send to the log what libraries warn about: cron would mail it every night."""
-    before = warnings.showwarning
-    warnings.showwarning = _log_warning
-    try:
-        yield
-    finally:
-        warnings.showwarning = before
-
-
 def accepts_by_environment() -> bool:
     return os.environ.get("CITRIXAGENT_ACCEPT_EULA", "").lower() == "yes"
 
@@ -6376,8 +6257,7 @@ class Session:
         try:
             self.context.interrupt.listen()
             self.require_agreement()
-            with _warnings_to_log():
-                body(self)
+            body(self)
         except AgentError as error:
             self.report.errors.append(error)
         except click.UsageError as error:

@@ -18,6 +18,7 @@ import click.testing
 import pytest
 import yaml
 from simulators import server
+from simulators.brownfield import others
 from simulators.netscaler import NetScaler
 from simulators.scm import Scm
 
@@ -61,6 +62,8 @@ class Lab:
         self.home = home
         self.appliance = appliance
         self.scm = scm
+        self._surveyed = False  # a command was run that looks at what others have
+        appliance.settle(others())
         self.ca_file = home / "ca.pem"
         self.ca_file.write_text(server.authority_pem())
         appliance.add_user("citrixagent", PASSWORD)
@@ -135,6 +138,7 @@ class Lab:
     def __call__(self, *arguments: str) -> Outcome:
         """Run the program in this process, without a terminal."""
         options = ["--home", str(self.home), *arguments]
+        self._surveyed |= "list" in arguments
         result = click.testing.CliRunner().invoke(
             citrixagent.main, options, prog_name="citrixagent.py"
         )
@@ -169,6 +173,15 @@ class Lab:
         assert isinstance(data, dict)
         return data
 
+    def check(self) -> None:
+        """Fail where a secret got out, or where what belongs to others was changed or read."""
+        self.check_secrets()
+        for node in self.appliance.nodes:
+            assert node.touched() == []
+            assert not node.private_keys_read
+            theirs = node.running.others.files.keys() & set(node.files_read)
+            assert self._surveyed or not theirs
+
     def check_secrets(self, text: str = "") -> None:
         """Fail where a secret stands in an output, a log or a state file."""
         state = [path for path in (self.home / "state").glob("*") if path.is_file()]
@@ -192,8 +205,7 @@ def lab(tmp_path: pathlib.Path) -> Iterator[Lab]:
         made = Lab(tmp_path, appliance, scm)
         made.accept()
         yield made
-        made.check_secrets()
-        assert not appliance.private_keys_read
+        made.check()
         assert not appliance.sessions
 
 

@@ -408,7 +408,7 @@ def test_list_tells_what_is_installed(lab: Lab) -> None:
     everything = lab.json("list", "--all").document()["certificates"]
     assert {each["certkey"]: each["managed"] for each in everything} == {
         "www": True,
-        **{name: False for name in lab.appliance.certkeys if name != "www"},
+        **{each.name: False for each in lab.appliance.everything() if each.name != "www"},
     }
     lines = lab("list").stdout.splitlines()
     head = "APPLIANCE CERTKEY NAMES ISSUER EXPIRES DAYS BOUND-TO PROFILE ORDER"
@@ -458,7 +458,8 @@ def test_list_names_every_certkey_once_and_its_owner(lab: Lab) -> None:
     assert lab("run").exit_code == 0
     for names in ([], ["www"], ["two"]):
         rows = lab.json("list", "--all", *names).document()["certificates"]
-        assert sorted(each["certkey"] for each in rows) == sorted(lab.appliance.certkeys)
+        there = sorted(each.name for each in lab.appliance.everything())
+        assert sorted(each["certkey"] for each in rows) == there
         owners = {each["certkey"]: each["profile"] for each in rows if each["managed"]}
         assert owners == {"www": "www", "two": "two"}
 

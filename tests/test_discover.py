@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 from simulators.appliance import pooled_rsa_key
 from simulators.ca import general_name, hierarchy, to_pem
+from simulators.certkeys import NOBODY
 from simulators.netscaler import Binding, CertKey, NetScaler
 
 Document = dict[str, Any]
@@ -96,7 +97,11 @@ def serve(
 
 @pytest.fixture
 def site(lab: Lab) -> Lab:
-    """A lab whose appliance is described by a file of its own, and that has no profile."""
+    """A lab whose appliance is described by a file of its own, and that has no profile.
+
+    These tests bring what others have themselves, so that they can count it.
+    """
+    lab.appliance.settle(NOBODY)
     lab.write("ns_secret", PASSWORD)
     lab.write_yaml("appliances/ns1.yaml", lab.citrix(password=None, password_file="../ns_secret"))
     (lab.home / "scm.yaml").rename(lab.home / "scm.elsewhere")

@@ -230,6 +230,7 @@ class World(RuleBasedStateMachine):
         """In the end, with a patient operator and without faults, all is well."""
         try:
             self._settle()
+            self.lab.check()
         finally:
             self._stack.close()
 

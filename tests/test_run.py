@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
+from simulators.brownfield import others
 from simulators.ca import Authority, ChainStyle, awkward_serials, to_pem
 from simulators.netscaler import NetScaler, Variant
 
@@ -370,8 +371,11 @@ VARIANTS = {
     "strings": ("13.1", Variant(numbers_as_strings=True)),
     "omitted": ("13.1", Variant(omit_false=True)),
     "200": ("13.1", Variant(created=200)),
-    "by name": ("13.0", Variant(download="name")),
-    "by args": ("13.1", Variant(download="args")),
+    "no file by name": ("13.1", Variant(download="args")),
+    "form kept": ("13.1", Variant(update_form="keep")),
+    "no paging of bindings": ("13.1", Variant(bulk_paging=False)),
+    "bundles": ("13.1", Variant(bundles=True)),
+    "no bundles": ("14.1", Variant(bundles=False)),
     "1155": ("13.1", Variant(missing_file=1155)),
     "258": ("13.1", Variant(missing_file=258)),
     "no file key": ("13.1", Variant(missing_file=None)),
@@ -389,9 +393,9 @@ def varied(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Lab]:
     with NetScaler(release, variant) as appliance:
         appliance.add_virtual_server("vs_www", "load_balancing")
         appliance.add_user("citrixagent", lab.citrix()["password"])
+        appliance.settle(others())
         lab.appliance = appliance
         yield lab
-        assert not appliance.private_keys_read
         assert not appliance.sessions
 
 

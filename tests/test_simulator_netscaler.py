@@ -880,13 +880,11 @@ def test_newer_releases_tell_the_alternative_names(ca_file: pathlib.Path) -> Non
         assert "NS14.1: Build" in client.get("/nsversion")["version"]
 
 
-@pytest.mark.parametrize(
-    ("form", "by_args", "by_name"), [("args", 200, 400), ("name", 400, 200), ("both", 200, 200)]
-)
+@pytest.mark.parametrize(("form", "by_args", "by_name"), [("args", 200, 400), ("both", 200, 200)])
 def test_forms_of_a_download(
     ns: NetScaler,
     client: Client,
-    form: Literal["args", "name", "both"],
+    form: Literal["args", "both"],
     by_args: int,
     by_name: int,
 ) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import NameOID
 
 from simulators.nitro import NitroError
+
+if TYPE_CHECKING:
+    from simulators.listener import VirtualServer
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
@@ -64,14 +69,47 @@ def public_key(holder: PrivateKey | x509.Certificate) -> PublicKey:
     return key
 
 
-def load_key(pem: bytes, code: int) -> PrivateKey:
+def load_key(pem: bytes, code: int, passphrase: str = "") -> PrivateKey:
     try:
-        key = serialization.load_pem_private_key(pem, None)
+        key = serialization.load_pem_private_key(pem, passphrase.encode() or None)
     except (ValueError, TypeError):
         raise NitroError(code) from None
     if not isinstance(key, PrivateKey):
         raise NitroError(code)
     return key
+
+
+def _pem_pair(cert: bytes, key: bytes, phrase: str) -> tuple[x509.Certificate, PrivateKey | None]:
+    """Read PEM: the key from its file, or where none is named from beside the certificate."""
+    beside = cert if b"PRIVATE KEY" in cert else b""
+    certificate = x509.load_pem_x509_certificate(cert)
+    return certificate, load_key(key or beside, 1537, phrase) if key or beside else None
+
+
+def _der_pair(cert: bytes, key: bytes, _: str) -> tuple[x509.Certificate, PrivateKey | None]:
+    loaded = serialization.load_der_private_key(key, None) if key else None
+    assert loaded is None or isinstance(loaded, PrivateKey)
+    return x509.load_der_x509_certificate(cert), loaded
+
+
+def _pfx_pair(cert: bytes, _: bytes, phrase: str) -> tuple[x509.Certificate, PrivateKey | None]:
+    key, certificate, _more = pkcs12.load_key_and_certificates(cert, phrase.encode() or None)
+    assert certificate is not None
+    assert isinstance(key, PrivateKey)
+    return certificate, key
+
+
+_READERS = {"PEM": _pem_pair, "DER": _der_pair, "PFX": _pfx_pair}
+
+
+def read_pair(
+    cert: bytes, key: bytes, inform: str, phrase: str
+) -> tuple[x509.Certificate, PrivateKey | None]:
+    """Read a certificate and its key from what their files hold, in a form that was named."""
+    try:
+        return _READERS[inform](cert, key, phrase)
+    except (ValueError, TypeError):
+        raise NitroError(1536) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +124,9 @@ class CertKey:
     link: str | None = None
     expirymonitor: str = "ENABLED"
     notificationperiod: int = 30
+    inform: str = "PEM"
+    passphrase: str = dataclasses.field(default="", repr=False)
+    builtin: bool = False  # the appliance's own: it serves the management
 
     @functools.cached_property
     def serial(self) -> str:
@@ -151,39 +192,101 @@ class Binding:
     ca: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """A place other than a virtual server where a certkey is used: it cannot be updated there."""
+
+    kind: Literal["vpn global", "service", "SAML", "AAA", "ADFS proxy"]
+    name: str
+    certkey: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Others:
+    """What other people have on an appliance: it lies under its configuration and never changes.
+
+    What is done to it shows in the configuration above it (``touched``) and in the appliance's
+    ``deleted`` files.
+    """
+
+    certkeys: Mapping[str, CertKey] = dataclasses.field(default_factory=dict)
+    bindings: Sequence[Binding] = ()
+    uses: Sequence[Use] = ()
+    virtual_servers: Mapping[str, VirtualServer] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    secret_files: frozenset[str] = frozenset()  # those that hold a private key, in any form
+
+
+NOBODY = Others()
+
+
 @dataclasses.dataclass
 class Configuration:
-    """What ``save`` saves and a reboot restores."""
+    """What ``save`` saves and a reboot restores, over what others have."""
 
     certkeys: dict[str, CertKey] = dataclasses.field(default_factory=dict)
     bindings: list[Binding] = dataclasses.field(default_factory=list)
+    uses: list[Use] = dataclasses.field(default_factory=list)
+    ended: list[Binding] = dataclasses.field(default_factory=list)  # bindings of others
+    others: Others = NOBODY
 
     def copy(self) -> Configuration:
-        return Configuration(dict(self.certkeys), list(self.bindings))
+        lists = list(self.bindings), list(self.uses), list(self.ended)
+        return Configuration(dict(self.certkeys), *lists, self.others)
 
     def put(self, certkey: CertKey) -> None:
         self.certkeys[certkey.name] = certkey
 
+    def find(self, name: str) -> CertKey | None:
+        return self.certkeys.get(name) or self.others.certkeys.get(name)
+
+    def everything(self) -> list[CertKey]:
+        """Return every certkey, those of others first."""
+        return list({**self.others.certkeys, **self.certkeys}.values())
+
+    def all_bindings(self) -> list[Binding]:
+        kept = [binding for binding in self.others.bindings if binding not in self.ended]
+        return [*kept, *self.bindings]
+
+    def unbind(self, binding: Binding) -> None:
+        if binding in self.bindings:
+            self.bindings.remove(binding)
+        else:
+            self.ended.append(binding)
+
+    def uses_of(self, name: str) -> list[Use]:
+        return [use for use in (*self.others.uses, *self.uses) if use.certkey == name]
+
+    def touched(self) -> list[str]:
+        """Say what of others was changed."""
+        changed = [f"certkey {name}" for name in self.certkeys if name in self.others.certkeys]
+        theirs = self.others.virtual_servers
+        added = [b for b in self.bindings if b.virtual_server in theirs]
+        return changed + [f"{binding}" for binding in (*self.ended, *added)]
+
     def chain(self, certkey: CertKey) -> list[CertKey]:
         """Follow the links, from the leaf."""
         chain = [certkey]
-        while chain[-1].link and (issuer := self.certkeys[chain[-1].link]) not in chain:
+        while issuer := self.find(chain[-1].link or ""):
+            if issuer in chain:
+                break
             chain.append(issuer)
         return chain
 
     def linked_to(self, name: str) -> list[CertKey]:
-        return [certkey for certkey in self.certkeys.values() if certkey.link == name]
+        return [certkey for certkey in self.everything() if certkey.link == name]
 
     def bound(self, server: str, *, sni: bool = False) -> list[CertKey]:
         """Return the server certificates of a virtual server: the default ones or those of SNI."""
-        return [
-            self.certkeys[binding.certkey]
-            for binding in self.bindings
+        found = [
+            self.find(binding.certkey)
+            for binding in self.all_bindings()
             if binding.virtual_server == server and binding.sni == sni and not binding.ca
         ]
+        return [certkey for certkey in found if certkey]
 
     def broken_links(self, changed: CertKey) -> list[CertKey]:
         """Return the links from and to a certificate that are wrong after its change."""
-        issuer = self.certkeys[changed.link] if changed.link else None
+        issuer = self.find(changed.link or "")
         wrong = [changed] if issuer and not changed.issued_by(issuer) else []
         return wrong + [c for c in self.linked_to(changed.name) if not c.issued_by(changed)]

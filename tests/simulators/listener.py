@@ -50,24 +50,37 @@ class Presented:
 class VirtualServer:
     """A virtual server; those of an SSL type listen on ``address`` until ``stop``.
 
+    One whose ``address`` is given is only looked at: nobody listens there.
     ``served`` and ``served_by_name`` (SNI) are the serials of what was presented, in order.
     """
 
-    def __init__(self, name: str, kind: str, servicetype: str = "SSL", *, sni: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        servicetype: str = "SSL",
+        *,
+        sni: bool,
+        address: tuple[str, int] | None = None,
+        profile: str = "",
+        bundle: str = "",
+    ) -> None:
         self.name = name
         self.kind = kind
         self.servicetype = servicetype
         self.sni = sni
+        self.profile = profile  # the SSL profile that says so, if one does
+        self.bundle = bundle  # the bundle that is bound to it, on releases that have them
         self.served: list[str] = []
         self.served_by_name: list[str] = []
-        self.address = ("127.0.0.1", 80)
+        self.address = address or ("127.0.0.1", 80)
         self._default: tuple[Presented, ...] = ()
         self._by_name: tuple[Presented, ...] = ()
         self._contexts: dict[tuple[Presented, ...], ssl.SSLContext] = {}
         self._gate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._gate.sni_callback = self._choose
         self._listener: _Listener | None = None
-        if self.has_tls:
+        if self.has_tls and not address:
             self.listen()
 
     @property

@@ -13,8 +13,10 @@ known to differ between releases, or is not known for certain, Variant has a swi
 An appliance can have partitions (``add_partition``) and be a node or the address of a cluster
 (``cluster``); two of them make an HA pair (``pair``).
 
-Not simulated: encrypted keys, DER and PFX, bundles, FIPS and HSM, CRL and OCSP, SSL profiles, bulk
-requests, the other nodes of a cluster.
+Not simulated: FIPS and HSM, CRL and OCSP, bulk requests, the other nodes of a cluster; of SSL
+profiles and bundles no more than is needed to look at them.
+
+``settle`` puts what other people have under its configuration (``brownfield``).
 
 This module is the front: sessions, rights, requests and answers. ``nitro`` has the wire format,
 ``appliance`` and ``certkeys`` the state, ``resources`` and ``system`` what requests do,
@@ -203,9 +205,15 @@ class NetScaler(Appliance):
         if (resource, verb) not in OPERATIONS:
             raise NitroError(1240, verb)
         operation = OPERATIONS[resource, verb]
-        if verb == "list" and resource.endswith("_binding") and "bulkbindings" not in options:
-            raise NitroError(1095, operation.fields[0].cli)
+        if verb == "list" and resource.endswith("_binding") and operation.fields:
+            self._check_bulk(operation, options)
         return operation
+
+    def _check_bulk(self, operation: Operation, options: Mapping[str, str]) -> None:
+        if "bulkbindings" not in options:
+            raise NitroError(1095, operation.fields[0].cli)
+        if "pagesize" in options and not self.variant.bulk_paging:
+            raise NitroError(278, "pagesize")
 
     def _written(self, *, created: bool, extra: Mapping[str, str] | None = None) -> Response:
         body = done({}) if self.variant.write_bodies else None

@@ -84,6 +84,7 @@ MESSAGES = {
     1647: "Input file(s) not present or not accessible in current partition",
     1674: "Duplicate domain cert cannot be added.",
     1675: "ECDSA certificates are not supported for this entity/platform.",
+    1676: "The EC curve in the ECDSA certificate is not supported.",
     1677: "Certificate can't be linked. This is creating a loop.",
     1684: "Failed to encode X509_NAME into DER format",
     2138: "Not authorized to execute this command",
@@ -103,6 +104,11 @@ MESSAGES = {
     3627: "SNI feature not enabled on the vserver/service",
     3628: "CommonName not present in certificate, it is must for a certificate to use for SNI",
     3629: "Trying to bind SNI certificate with duplicate CommonName, operation failed",
+    3719: "Cannot delete internal default certificate.",
+    3722: "Cannot bind internal default certificate.",
+    3740: "Operation not permitted. To do this Disable default ssl profile by setting 'set ssl "
+    "parameter -defaultProfile D'",
+    3777: "Certificate-key bundle is bound to the vserver.",  # the product's words are not known
     3827: "Private Key is not present.",
 }
 # Where it is neither 599 nor, for malformed requests, 400.

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Iterable, Sequence
 
 from simulators.appliance import Partition, Variant
-from simulators.certkeys import CertKey
+from simulators.certkeys import CertKey, Others
 from simulators.listener import VirtualServer
 from simulators.netscaler import NetScaler
 from simulators.nitro import NitroError, Operation, Row, Values
@@ -34,6 +34,14 @@ class Node(NetScaler):
     def __init__(self, pair: HaPair, release: str, variant: Variant | None) -> None:
         super().__init__(release, variant)
         self.pair = pair
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        return [self.pair.a, self.pair.b]
+
+    def settle(self, others: Others) -> None:
+        for node in self.nodes:
+            super(Node, node).settle(others)
 
     def handle(self, request: Request) -> Response:
         with self.pair.lock:

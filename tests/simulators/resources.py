@@ -15,7 +15,7 @@ import datetime as dt
 import functools
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from cryptography import x509
@@ -49,7 +49,8 @@ SIGNATURE_NAMES = {
 }
 
 NAME = "[A-Za-z0-9_][A-Za-z0-9_#. :@=-]*"
-PEM_ONLY = Field("inform", choices=("PEM",))
+FORM = Field("inform", choices=("PEM", "DER", "PFX"))
+PHRASE = Field("passplain", high=31)
 CERTKEY = Field("certkeyName", required=True, high=63, pattern=NAME, key="certkey")
 CERT = Field("cert", "path", high=63)
 KEY = Field("key", "path", high=63)
@@ -81,7 +82,7 @@ def upload_file(ns: Partition, values: Values) -> None:
         raise NitroError(3442)
     if values.get("fileencoding", "BASE64") != "BASE64":
         raise NitroError(3444)
-    if path in ns.box.files:
+    if ns.box.content(path) is not None:
         raise NitroError(1642)
     try:
         content = base64.b64decode(values.text("filecontent"), validate=True)
@@ -108,7 +109,7 @@ def _file_row(ns: Partition, path: str) -> Row:
         "filelocation": location,
         "fileaccesstime": time,
         "filemodifiedtime": time,
-        "filesize": str(len(ns.box.files[path])),
+        "filesize": str(len(ns.box.content(path) or b"")),
     }
 
 
@@ -121,11 +122,11 @@ def _file_row(ns: Partition, path: str) -> Row:
 )
 def show_files(ns: Partition, values: Values) -> list[Row]:
     if "filename" in values:
-        if ns.box.variant.download == "name":
-            raise NitroError(1090, "filename")
         return _download(ns, values)
     folder = _file_path(ns, values, 1647).removesuffix("/")
-    paths = [path for path in sorted(ns.box.files) if path.rpartition("/")[0] == folder]
+    theirs = set(ns.running.others.files) - set(ns.box.deleted)
+    found = sorted({*ns.box.files, *theirs})
+    paths = [path for path in found if path.rpartition("/")[0] == folder]
     return [_file_row(ns, path) for path in paths]
 
 
@@ -138,12 +139,13 @@ def show_file(ns: Partition, values: Values) -> list[Row]:
 
 def _download(ns: Partition, values: Values) -> list[Row]:
     path = _file_path(ns, values, 1647)
-    if path not in ns.box.files:
+    content = ns.box.content(path)
+    if content is None:
         if ns.box.variant.missing_file is None:
             return []
         raise NitroError(ns.box.variant.missing_file)
-    content = ns.box.files[path]
-    if b"PRIVATE KEY" in content:
+    ns.box.files_read.append(path)
+    if b"PRIVATE KEY" in content or path in ns.running.others.secret_files:
         ns.box.private_keys_read.append(values.text("filename"))
     encoded = base64.b64encode(content).decode()
     return [_file_row(ns, path) | {"filecontent": encoded, "fileencoding": "BASE64"}]
@@ -152,9 +154,10 @@ def _download(ns: Partition, values: Values) -> list[Row]:
 @operation("systemfile", "delete", "rm system file", FILE_NAME, FILE_LOCATION)
 def delete_file(ns: Partition, values: Values) -> None:
     path = _file_path(ns, values, 1647)
-    if path not in ns.box.files:
+    if ns.box.content(path) is None:
         raise NitroError(ns.box.variant.missing_file or 3441)
-    del ns.box.files[path]
+    if not ns.box.files.pop(path, b""):
+        ns.box.deleted.append(path)
 
 
 # keys and requests
@@ -279,7 +282,8 @@ def _check_name_length(ns: Partition, name: str) -> None:
     CERTKEY,
     dataclasses.replace(CERT, required=True),
     KEY,
-    PEM_ONLY,
+    FORM,
+    PHRASE,
     MONITOR,
     PERIOD,
     LINK,
@@ -288,13 +292,15 @@ def add_certkey(ns: Partition, values: Values) -> None:
     """Add a certificate; a link that is given here is ignored, like by the product."""
     name, cert, key = values.text("certkey"), values.text("cert"), values.text("key")
     _check_name_length(ns, name)
-    if name in ns.certkeys:
+    if ns.running.find(name):
         raise NitroError(273, "certkeyName", name)
-    certificate, private_key = ns.load(cert, key)
+    inform, phrase = values.text("inform") or "PEM", values.text("passplain")
+    certificate, private_key = ns.load(cert, key, inform=inform, passphrase=phrase)
     ns.check_unique(certificate, name)
     monitor = values.text("expirymonitor") or "ENABLED"
     period = values.number("notificationperiod", 30)
-    ns.running.put(CertKey(name, cert, key, certificate, private_key, None, monitor, period))
+    new = CertKey(name, cert, key, certificate, private_key, None, monitor, period, inform, phrase)
+    ns.running.put(new)
 
 
 @operation(
@@ -304,7 +310,8 @@ def add_certkey(ns: Partition, values: Values) -> None:
     CERTKEY,
     CERT,
     KEY,
-    PEM_ONLY,
+    FORM,
+    PHRASE,
     Field("noDomainCheck", "flag"),
 )
 def update_certkey(ns: Partition, values: Values) -> None:
@@ -312,10 +319,20 @@ def update_certkey(ns: Partition, values: Values) -> None:
     if not values.keys() & {"cert", "key"}:
         raise NitroError(1094)
     cert, key = values.text("cert") or old.cert, values.text("key")
-    certificate, private_key = ns.load(cert, key, old.private_key)
+    kept = old.inform if ns.box.variant.update_form == "keep" else "PEM"
+    inform, phrase = values.text("inform") or kept, values.text("passplain")
+    for use in ns.running.uses_of(old.name):
+        raise NitroError({"AAA": 3374, "ADFS proxy": 3375}.get(use.kind, 1541))
+    certificate, private_key = ns.load(cert, key, old.private_key, inform=inform, passphrase=phrase)
     ns.check_unique(certificate, old.name)
     new = dataclasses.replace(
-        old, cert=cert, key=key or old.key, certificate=certificate, private_key=private_key
+        old,
+        cert=cert,
+        key=key or old.key,
+        certificate=certificate,
+        private_key=private_key,
+        inform=inform,
+        passphrase=phrase,
     )
     same = (new.common_name, new.domains) == (old.common_name, old.domains)
     if not (same or values.flag("nodomaincheck")):
@@ -365,8 +382,15 @@ def unlink_certkey(ns: Partition, values: Values) -> None:
 @operation("sslcertkey", "delete", "rm ssl certKey", CERTKEY)
 def delete_certkey(ns: Partition, values: Values) -> None:
     certkey = ns.certkey(values.text("certkey"))
-    bound = any(binding.certkey == certkey.name for binding in ns.bindings)
-    if bound or ns.running.linked_to(certkey.name):
+    if certkey.builtin:
+        raise NitroError(3719)
+    bound = any(binding.certkey == certkey.name for binding in ns.running.all_bindings())
+    if (
+        bound
+        or certkey.name not in ns.certkeys
+        or ns.running.uses_of(certkey.name)
+        or ns.running.linked_to(certkey.name)
+    ):
         raise NitroError(1541)
     del ns.certkeys[certkey.name]
 
@@ -396,7 +420,7 @@ def _certkey_row(ns: Partition, certkey: CertKey) -> Row:
         "certkey": certkey.name,
         "cert": certkey.cert,
         **({"key": certkey.key} if certkey.key else {}),
-        "inform": "PEM",
+        "inform": certkey.inform,
         "certificatetype": ["INTM_CERT"] if certkey.is_ca else ["CLNT_CERT", "SRVR_CERT"],
         "serial": certkey.serial,
         "daystoexpiration": (end - now).days,
@@ -434,12 +458,12 @@ def show_certkey(ns: Partition, values: Values) -> list[Row]:
 
 @operation("sslcertkey", "list", "show ssl certKey")
 def show_certkeys(ns: Partition, _: Values) -> list[Row]:
-    return [_certkey_row(ns, certkey) for certkey in ns.certkeys.values()]
+    return [_certkey_row(ns, certkey) for certkey in ns.running.everything()]
 
 
 @operation("sslcertlink", "list", "show ssl certLink")
 def show_links(ns: Partition, _: Values) -> list[Row]:
-    linked = [certkey for certkey in ns.certkeys.values() if certkey.link]
+    linked = [certkey for certkey in ns.running.everything() if certkey.link]
     return [{"certkeyname": certkey.name, "linkcertkeyname": certkey.link} for certkey in linked]
 
 
@@ -448,16 +472,32 @@ def show_virtual_servers(ns: Partition, values: Values) -> list[Row]:
     name = ns.certkey(values.text("certkey")).name
     return [
         {"certkey": name, "servername": b.virtual_server, "ca": b.ca, "version": 3, "data": "0"}
-        for b in ns.bindings
+        for b in ns.running.all_bindings()
         if b.certkey == name
     ]
 
 
+@operation("sslcertkey_service_binding", ["get", "list"], "show ssl certKey", CERTKEY)
+def show_services(ns: Partition, values: Values) -> list[Row]:
+    name = ns.certkey(values.text("certkey")).name
+    uses = [use for use in ns.running.uses_of(name) if use.kind == "service"]
+    return [{"certkey": name, "servicename": use.name, "ca": False} for use in uses]
+
+
 @operation("sslcertkey_binding", ["get", "list"], "show ssl certKey", CERTKEY)
 def show_certkey_bindings(ns: Partition, values: Values) -> list[Row]:
-    rows = show_virtual_servers(ns, values)
-    part = {"sslcertkey_sslvserver_binding": rows} if rows else {}
-    return [{"certkey": values.text("certkey"), **part}]
+    parts = {
+        "sslcertkey_sslvserver_binding": show_virtual_servers(ns, values),
+        "sslcertkey_service_binding": show_services(ns, values),
+    }
+    told = {name: rows for name, rows in parts.items() if rows}
+    return [{"certkey": values.text("certkey"), **told}]
+
+
+@operation("vpnglobal_sslcertkey_binding", "list", "show vpn global")
+def show_vpn_global(ns: Partition, _: Values) -> list[Row]:
+    uses = [*ns.running.others.uses, *ns.running.uses]
+    return [{"certkeyname": use.certkey} for use in uses if use.kind == "vpn global"]
 
 
 # virtual servers
@@ -474,11 +514,11 @@ def _register_virtual_servers(kind: str, resource: str) -> None:
 
     @operation(resource, "list", verb)
     def show_all(ns: Partition, _: Values) -> list[Row]:
-        return [_server_row(s) for s in ns.virtual_servers.values() if s.kind == kind]
+        return [_server_row(s) for s in ns.servers().values() if s.kind == kind]
 
     @operation(resource, "get", verb, Field("name", required=True, high=127))
     def show_one(ns: Partition, values: Values) -> list[Row]:
-        server = ns.virtual_servers.get(values.text("name"))
+        server = ns.servers().get(values.text("name"))
         if server is None or server.kind != kind:
             raise NitroError(258, "name", values.text("name"))
         return [_server_row(server)]
@@ -489,7 +529,9 @@ for _kind, _resource in KINDS.items():
 
 
 def _tls_row(server: VirtualServer) -> Row:
-    row = {"vservername": server.name, "snienable": "ENABLED" if server.sni else "DISABLED"}
+    sni = server.sni and not server.profile  # with a profile, the virtual server's own is not used
+    row = {"vservername": server.name, "snienable": "ENABLED" if sni else "DISABLED"}
+    row |= {"sslprofile": server.profile} if server.profile else {}
     return {**row, "ssl3": "DISABLED", "tls12": "ENABLED", "tls13": "ENABLED"}
 
 
@@ -500,7 +542,42 @@ def show_tls_server(ns: Partition, values: Values) -> list[Row]:
 
 @operation("sslvserver", "list", "show ssl vserver")
 def show_tls_servers(ns: Partition, _: Values) -> list[Row]:
-    return [_tls_row(server) for server in ns.virtual_servers.values() if server.has_tls]
+    return [_tls_row(server) for server in ns.servers().values() if server.has_tls]
+
+
+@operation("sslprofile", "get", "show ssl profile", Field("name", required=True, high=127))
+def show_profile(ns: Partition, values: Values) -> list[Row]:
+    name = values.text("name")
+    served = [server for server in ns.servers().values() if server.profile == name]
+    if not served:
+        raise NitroError(258, "name", name)
+    return [{"name": name, "snienable": "ENABLED" if served[0].sni else "DISABLED"}]
+
+
+BUNDLE_BINDING = "sslvserver_sslcertkeybundle_binding"
+
+
+@operation(BUNDLE_BINDING, "get", "show ssl vserver", SERVER_NAME)
+def show_bundles(ns: Partition, values: Values) -> list[Row]:
+    server = ns.tls_server(values.text("vservername"))
+    return _bundle_rows(ns, [server])
+
+
+def _bundle_rows(ns: Partition, servers: Iterable[VirtualServer]) -> list[Row]:
+    if not ns.box.has_bundles:
+        raise NitroError(1232, BUNDLE_BINDING)
+    return [
+        {"vservername": server.name, "certkeybundlename": server.bundle, "snicertkeybundle": False}
+        for server in servers
+        if server.bundle
+    ]
+
+
+@operation(
+    BUNDLE_BINDING, "list", "show ssl vserver", dataclasses.replace(SERVER_NAME, required=False)
+)
+def show_all_bundles(ns: Partition, _: Values) -> list[Row]:
+    return _bundle_rows(ns, ns.servers().values())
 
 
 BINDING = "sslvserver_sslcertkey_binding"
@@ -524,8 +601,12 @@ def bind_certificate(ns: Partition, values: Values) -> None:
         if field.attribute in values and not values.flag("ca"):
             raise NitroError(1093, field.cli, "CA")
     new = Binding(server.name, certkey.name, values.flag("snicert"), values.flag("ca"))
-    if new in ns.bindings:
+    if new in ns.running.all_bindings():
         raise NitroError(273, "certkeyName", certkey.name)
+    if certkey.builtin:
+        raise NitroError(3722)
+    if server.bundle and ns.box.has_bundles:
+        raise NitroError(3777)
     if new.ca:
         _check_ca(certkey)
     else:
@@ -567,17 +648,18 @@ def _check_names(ns: Partition, server: str, certkey: CertKey) -> None:
 
 def _drop_misnamed(ns: Partition, certkey: CertKey) -> None:
     """End the SNI bindings of an updated certificate whose names do not allow them any more."""
-    for binding in [b for b in ns.bindings if b.certkey == certkey.name and b.sni]:
+    bound = [b for b in ns.running.all_bindings() if b.certkey == certkey.name and b.sni]
+    for binding in bound:
         try:
             _check_names(ns, binding.virtual_server, certkey)
         except NitroError:
-            ns.bindings.remove(binding)
+            ns.running.unbind(binding)
 
 
 def _drop_default(ns: Partition, server: VirtualServer, key_type: str) -> None:
     for old in ns.running.bound(server.name):
         if old.key_type == key_type:
-            ns.bindings.remove(Binding(server.name, old.name))
+            ns.running.unbind(Binding(server.name, old.name))
 
 
 def _binding_row(binding: Binding) -> Row:
@@ -594,12 +676,13 @@ def _binding_row(binding: Binding) -> Row:
 @operation(BINDING, "get", "show ssl vserver", SERVER_NAME)
 def show_bindings(ns: Partition, values: Values) -> list[Row]:
     name = ns.tls_server(values.text("vservername")).name
-    return [_binding_row(binding) for binding in ns.bindings if binding.virtual_server == name]
+    found = [b for b in ns.running.all_bindings() if b.virtual_server == name]
+    return [_binding_row(binding) for binding in found]
 
 
 @operation(BINDING, "list", "show ssl vserver", dataclasses.replace(SERVER_NAME, required=False))
 def show_all_bindings(ns: Partition, _: Values) -> list[Row]:
-    return [_binding_row(binding) for binding in ns.bindings]
+    return [_binding_row(binding) for binding in ns.running.all_bindings()]
 
 
 @operation(BINDING, "delete", "unbind ssl vserver", SERVER_NAME, BOUND_CERTKEY, SNI, CA)
@@ -607,6 +690,6 @@ def unbind_certificate(ns: Partition, values: Values) -> None:
     server = ns.tls_server(values.text("vservername"))
     name = ns.certkey(values.text("certkeyname")).name
     binding = Binding(server.name, name, values.flag("snicert"), values.flag("ca"))
-    if binding not in ns.bindings:
+    if binding not in ns.running.all_bindings():
         raise NitroError(1542)
-    ns.bindings.remove(binding)
+    ns.running.unbind(binding)
