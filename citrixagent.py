@@ -70,6 +70,7 @@ import threading
 import time
 import typing
 import urllib.parse
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar
 
@@ -158,10 +159,11 @@ class TransportError(AgentError):
 class NitroError(AgentError):
     """The appliance refused a call; ``code`` is NITRO's errorcode (0 where there was none)."""
 
-    def __init__(self, kind: Kind, message: str, *, code: int, detail: str) -> None:
+    def __init__(self, kind: Kind, message: str, *, code: int, detail: str, status: int) -> None:
         super().__init__(kind, message)
         self.code = code
         self.detail = detail
+        self.status = status
 
 
 class ScmError(AgentError):
@@ -1409,6 +1411,19 @@ def _load(data: bytes) -> x509.Certificate:
     return x509.load_der_x509_certificate(data)
 
 
+@contextlib.contextmanager
+def _odd_is_unreadable() -> Iterator[None]:
+    """Make a ValueError of whatever the library says of a certificate that is out of order.
+
+    It has an exception of its own for every oddity, some come late (of a key, when that is asked
+    for), and a certificate that somebody left on an appliance may have any of them.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - the library's exceptions have no base of their own
+        raise ValueError(f"cannot be read ({type(error).__name__})") from None
+
+
 @dataclasses.dataclass(frozen=True)
 class Certificate:
     """A certificate that was read: what decisions and comparisons need of it.
@@ -1486,11 +1501,9 @@ def _describe(certificate: x509.Certificate) -> Certificate:
 
 @functools.cache
 def read_certificate(data: bytes) -> Certificate:
-    """Read one certificate in PEM or DER; ValueError when it is none, or one of an odd kind."""
-    try:
+    """Read one certificate in PEM or DER; ValueError when it is none, or out of order."""
+    with _odd_is_unreadable():
         return _describe(_load(data))
-    except Exception as error:  # noqa: BLE001 - the library has many words for what it cannot read
-        raise ValueError(f"{type(error).__name__}: {error}") from None
 
 
 @functools.cache
@@ -1549,16 +1562,18 @@ def check_csr(pem: bytes, profile: Profile) -> str:
     from cryptography.hazmat.primitives import serialization
 
     try:
-        csr = x509.load_pem_x509_csr(pem)
-        names, signed = set(_names_of(csr.extensions)), csr.is_signature_valid
+        with _odd_is_unreadable():
+            csr = x509.load_pem_x509_csr(pem)
+            names, signed = set(_names_of(csr.extensions)), csr.is_signature_valid
+            key_type, common_name = key_type_of(csr.public_key()), _common_name_of(csr.subject)
     except ValueError:
         raise AgentError("mismatch", "the CSR that the appliance made cannot be read") from None
     wrong = []
     if not signed:
         wrong.append("its signature is not valid")
-    if key_type_of(csr.public_key()) != profile.key_type:
-        wrong.append(f"its key is {key_type_of(csr.public_key())}, not {profile.key_type}")
-    if _common_name_of(csr.subject).lower() != profile.subject.common_name:
+    if key_type != profile.key_type:
+        wrong.append(f"its key is {key_type}, not {profile.key_type}")
+    if common_name.lower() != profile.subject.common_name:
         wrong.append(f"its common name is not {profile.subject.common_name}")
     if names != set(profile.names):
         wrong.append(f"its names are {_listed(names)}, not {_listed(profile.names)}")
@@ -1574,11 +1589,10 @@ def _is_self_signed(certificate: x509.Certificate) -> bool:
 
 
 def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    from cryptography.exceptions import InvalidSignature
-
     try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
+        with _odd_is_unreadable():
+            certificate.verify_directly_issued_by(issuer)
+    except ValueError:
         return False
     return True
 
@@ -1621,16 +1635,22 @@ def parse_iso(text: str) -> dt.datetime:
     return dt.datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z")
 
 
+def _readable(answer: bytes) -> list[x509.Certificate]:
+    """Return the certificates in an answer; what is out of order is left out."""
+    found = []
+    for block in _PEM_BLOCK.findall(answer):
+        with contextlib.suppress(ValueError):
+            read_certificate(block)
+            found.append(_load(block))
+    return found
+
+
 def answers_csr(answer: bytes, csr_pem: str) -> bool:
     """Tell whether SCM's answer holds a certificate for a CSR's key."""
     from cryptography import x509
 
     wanted = x509.load_pem_x509_csr(csr_pem.encode()).public_key()
-    try:
-        found = [x509.load_pem_x509_certificate(block) for block in _PEM_BLOCK.findall(answer)]
-    except ValueError:
-        return False
-    return any(certificate.public_key() == wanted for certificate in found)
+    return any(certificate.public_key() == wanted for certificate in _readable(answer))
 
 
 def check_issued(
@@ -1644,13 +1664,10 @@ def check_issued(
     from cryptography import x509
 
     wanted = x509.load_pem_x509_csr(csr_pem.encode()).public_key()
-    try:
-        pool = [x509.load_pem_x509_certificate(block) for block in _PEM_BLOCK.findall(answer)]
-        leaves = [certificate for certificate in pool if certificate.public_key() == wanted]
-    except ValueError:
-        raise AgentError(
-            "mismatch", "SCM's answer holds a certificate that cannot be read"
-        ) from None
+    pool = _readable(answer)
+    leaves = [certificate for certificate in pool if certificate.public_key() == wanted]
+    if not leaves and len(pool) < len(_PEM_BLOCK.findall(answer)):
+        raise AgentError("mismatch", "SCM's answer holds a certificate that cannot be read")
     if not leaves:
         raise AgentError("mismatch", "SCM issued a certificate for another key than the CSR's")
     leaf = _describe(leaves[0])
@@ -2128,12 +2145,14 @@ def _roll_back(profile: Profile, seen: Observed) -> Plan:
     # rollback: there is nothing to put back
     if not (record.previous and _is_installed(seen)):
         raise AgentError("state", f"there is no previous certificate of {name} to put back")
+    # rollback: what was there before is not known
     if not previous:
         raise AgentError("state", f"what {name} had before is not known well enough")
-    # rollback: the previous certificate has expired, or was revoked by the operator
+    # rollback: the previous certificate has expired
     if previous.not_after <= seen.now:
         end = iso(previous.not_after)
         raise AgentError("state", f"the previous certificate of {name} expired at {end}")
+    # rollback: the previous certificate was revoked by the operator
     if record.revoked == record.previous.serial:
         raise AgentError("state", f"the previous certificate of {name} was revoked by the operator")
     # rollback
@@ -2156,9 +2175,10 @@ def _finish(  # noqa: PLR0911 - README's table, row by row
     # changed by an earlier run, not saved
     if record.unsaved:
         return Plan(outcome, "the configuration was not saved", Step.SAVE)
-    # installed by an earlier run, not verified or not cleaned up
+    # installed by an earlier run, not verified
     if record.unverified and profile.handshake != "off":
         return Plan(outcome, "what is presented was not verified", Step.VERIFY)
+    # installed by an earlier run, not cleaned up
     if record.finishing:
         return Plan(record.finishing, reason, Step.CLEAN_UP)
     # files without a use are left
@@ -2309,19 +2329,27 @@ def _decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
     return _go_on(profile, seen, change, intent) or _start(profile, seen, intent, anew=True)
 
 
+def _beside_others(profile: Profile, seen: Observed, plan: Plan, intent: Intent) -> Plan:
+    """Decide about a plan that would push another certkey out of its place."""
+    # taken: an installed certificate is to be renewed, replaced or enrolled anew
+    if seen.certificate and Step.INSTALL in plan.steps(profile):
+        return plan  # only the binding is then refused, at the end
+    change = seen.record.change if plan.resumes else None
+    # taken: enroll --force, or an order that was placed with it
+    if intent.force or (change and change.take_over):
+        return plan
+    # taken
+    raise AgentError("state", conflict_text(profile.name, seen.conflicts))
+
+
 def decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
     """Decide what a profile needs.
 
     Raises AgentError where the present situation forbids to go on: then nothing is done.
     """
     plan = _decide(profile, seen, intent)
-    change = seen.record.change if plan.resumes else None
-    agreed = intent.force or (change is not None and change.take_over)
-    # What is installed is renewed all the same: only the binding is then refused, at the end.
-    succeeds = seen.certificate is not None and Step.INSTALL in plan.steps(profile)
-    if plan.first and seen.conflicts and not (agreed or succeeds):
-        raise AgentError("state", conflict_text(profile.name, seen.conflicts))
-    return plan
+    is_taken = plan.first and seen.conflicts
+    return _beside_others(profile, seen, plan, intent) if is_taken else plan
 
 
 # ----- 8. HTTP --------------------------------------------------------------------------------
@@ -2330,6 +2358,7 @@ _RETRY_DELAYS = (0.5, 1.0, 2.0)  # seconds
 _LONGEST_PAUSE = 60.0  # seconds; a server that asks for more is left alone until the next run
 _KEPT = 1.0  # seconds of silence after which a connection is not trusted with a write
 _TRANSIENT = frozenset({429, 500, 502, 503, 504})
+_OTHER_NAME = frozenset({62, 64})  # OpenSSL's codes for another host name, another address
 
 
 def utc_now() -> dt.datetime:
@@ -2699,24 +2728,25 @@ class Transport:
             )
         except requests.RequestException as error:
             log.debug("%s: %s: %s", self._label, call, type(error).__name__)
-            raise self._explain(error) from None
+            raise self._explain(error, url) from None
         self._used = time.monotonic()
         took = (self._used - start) * 1000
         log.debug("%s: %s: %s (%.0f ms)", self._label, call, response.status_code, took)
         return Answer(response.status_code, response.content, response.headers)
 
-    def _explain(self, error: requests.RequestException) -> TransportError:
+    def _explain(self, error: requests.RequestException, url: str) -> TransportError:
         import requests
 
         causes = _causes(error)
         if distrust := next(filter(_is_distrust, causes), None):
-            return TransportError(
-                "untrusted",
-                f"{self._label}: its TLS certificate is not trusted ({_words(distrust)}): set "
-                "ca_bundle to the PEM file of its CA, or, for an appliance, fingerprint",
-                sent=False,
-                again=False,
+            text = (
+                f"its TLS certificate is not trusted ({_words(distrust)}): set "
+                "ca_bundle to the PEM file of its CA, or, for an appliance, fingerprint"
             )
+            if getattr(distrust, "verify_code", 0) in _OTHER_NAME and not self._proxies:
+                text = self._misnamed(urllib.parse.urlsplit(url))
+            message = f"{self._label}: {text}"
+            return TransportError("untrusted", message, sent=False, again=False)
         if isinstance(error, requests.exceptions.ConnectTimeout):
             text = f"no connection within {self._timeout} s"
             return self._unreachable(text, sent=False, again=False)
@@ -2727,6 +2757,19 @@ class Transport:
         proxy = isinstance(error, requests.exceptions.ProxyError) and not sent
         words = f"the proxy does not connect: {_words(causes[-1])}" if proxy else _words(causes[-1])
         return self._unreachable(words, sent=sent)
+
+    @staticmethod
+    def _misnamed(address: urllib.parse.SplitResult) -> str:
+        """Say for which names an appliance's certificate is, if not for the one it is asked by."""
+        host, names = address.hostname or "", "other names"
+        with contextlib.suppress(OSError, ValueError):
+            place = (host, address.port or 443)
+            found = read_certificate(ssl.get_server_certificate(place, timeout=5).encode())
+            names = _listed({found.common_name, *found.names} - {""})
+        return (
+            f"its TLS certificate is for {names}, not for {host}: set citrix.host to one of its "
+            "names, or pin it with citrix.fingerprint"
+        )
 
     def _unreachable(self, text: str, *, sent: bool, again: bool = True) -> TransportError:
         return TransportError(
@@ -2798,6 +2841,8 @@ _FILE_EXISTS = 1642
 _NO_FILE = frozenset({258, 1155, 3441})
 _KEY_FILE = re.compile(r"[.](key|pfx|p12|pvk|pk8|p8)$", re.IGNORECASE)
 _UNKNOWN_OBJECT = frozenset({278, 1088, 1090, 1232})
+_NO_PAGES = frozenset({278, 1090, 1232, 1239, 1240})
+_DONE_HERE = frozenset({349, 457, 458})  # carried out, but not on another node
 _REMEDIES: Mapping[int, str] = {
     278: "this release does not take an argument that is needed",
     354: "check username and password; it was tried once only, because appliances lock accounts",
@@ -2809,7 +2854,6 @@ _REMEDIES: Mapping[int, str] = {
     1046: "log in to the appliance once and change the password",
     1047: "log in to the appliance once and change the password",
     1067: "enable the SSL feature: enable ns feature SSL",
-    1106: "choose a shorter certificate.name",
     1203: "name the cluster IP address (CLIP) as host",
     1544: "a virtual server must be of a type that ends TLS, such as SSL",
     1548: "the intermediate is not the issuer of the certificate",
@@ -2971,12 +3015,69 @@ def _nitro_kind(code: int, status: int) -> Kind:
     return "standby" if code == 368 else "appliance"
 
 
-def _policy(asked: str) -> str:
-    """Return the command policy that would allow a command."""
-    words = [word for word in asked.split()[:3] if word.isalpha()]
-    pattern = "^" + r"\s+".join(words) + r"(\s|$)"
-    name = "citrixagent_" + "_".join(words)
-    return f"allow it with: add system cmdPolicy {name} ALLOW {pattern}"
+_IN_SSL_DIRECTORY = r"-fileLocation .?/nsconfig/ssl/?([^a-z0-9._/-]|$)"
+COMMAND_POLICY = (
+    r"(^(show ns (version|config)|stat HA node|save ns config)( |$))",
+    r"(^switch ns partition )",
+    r"(^sync (HA|cluster) files( |$))",
+    r"(^show (lb|vpn|cs|authentication) vserver( |$))",
+    r"(^show ssl (certKey|vserver)( |$))",
+    r"(^create ssl (rsakey|ecdsakey|certReq) )",
+    r"(^(add|update|link|unlink) ssl certKey )",
+    r"(^bind ssl vserver )",
+    rf"(^(add|rm) system file .*{_IN_SSL_DIRECTORY})",
+    rf"(^show system file (?!.*[.]key([^a-z0-9._-]|$)).*{_IN_SSL_DIRECTORY})",
+)
+"""The rules of README's command policy; no advice goes further."""
+
+
+def _policy(refused: str, appliance: Appliance) -> str:
+    """Return how to allow a command: by the one rule of README's policy that does."""
+    for number, rule in enumerate(COMMAND_POLICY):
+        pattern = rule.replace(SSL_DIRECTORY, appliance.ssl_directory)
+        if re.search(pattern, refused, re.IGNORECASE):
+            name = "citrixagent_" + "_".join(refused.split()[:3])
+            return (
+                f'allow it with: add system cmdPolicy {name} ALLOW "{pattern}" and: bind system '
+                f'user "{appliance.username}" {name} {110 + number}'
+            )
+    return "give the account the command policy of README, section 6"
+
+
+_ARGUMENT_KEYS: Mapping[str, str] = {  # in lower case, as releases differ
+    "certkeyname": "certificate.name",
+    "linkcertkeyname": "certificate.name",
+    "commonname": "certificate.common_name",
+    "organizationname": "certificate.organization",
+    "organizationunitname": "certificate.organizational_unit",
+    "localityname": "certificate.locality",
+    "statename": "certificate.state",
+    "countryname": "certificate.country",
+    "emailaddress": "certificate.email",
+    "subjectaltname": "certificate.subject_alternative_names",
+    "partitionname": "citrix.partition",
+    "filelocation": "citrix.ssl_directory",
+    **dict.fromkeys(("filename", "keyfile", "reqfile", "cert", "key"), "citrix.ssl_directory"),
+}
+_ARGUMENT_ADVICE: Mapping[int, str] = {1075: "another", 1095: "a", 1097: "another", 1106: "shorter"}
+
+
+def _argument_remedy(code: int, detail: str) -> str:
+    """Return what to do about an argument: which one it is stands in the message's brackets."""
+    found = re.search(r"\[(\w+)", detail)
+    key = _ARGUMENT_KEYS.get(found[1].lower(), "") if found else ""
+    if not key or code not in _ARGUMENT_ADVICE:
+        return ""
+    if code == 1106 and key.endswith("alternative_names"):
+        return f"divide {key} among several profiles"
+    article = "a " if code == 1106 else ""
+    return f"choose {article}{_ARGUMENT_ADVICE[code]} {key}"
+
+
+def content_of(detail: str) -> str:
+    """Return the name under which a certificate is here already, of a 273; empty where not told."""
+    found = re.search(r"\[certkeyName Contents,\s*(.*?)\]", detail)
+    return found[1] if found else ""
 
 
 def _alternative_name(name: str) -> str:
@@ -3001,6 +3102,7 @@ class NetScaler:
         tls, timeout = appliance.tls, appliance.timeout
         self._transport = Transport(host, tls, timeout, context, slow_writes=True)
         self._token = ""
+        self.warnings: list[str] = []  # what was done, but not everywhere
         self._is_watched = False  # a node of an HA pair: its role is looked at before every write
 
     # Session
@@ -3102,6 +3204,16 @@ class NetScaler:
             for row in rows
         ]
 
+    def _all_bindings(self, resource: str, asked: str) -> list[Document]:
+        """Read the bindings of all virtual servers; who takes no pages here is asked without."""
+        bulk = "bulkbindings=yes"
+        try:
+            return self._pages(resource, asked, f"{bulk}&")
+        except NitroError as error:
+            if error.code not in _NO_PAGES and error.status != 400:
+                raise
+        return _rows(self._get(resource, asked, query=bulk), resource)
+
     def virtual_servers(self, kind: str) -> dict[str, VirtualServerRow]:
         resource = _RESOURCES[kind]
         rows = self._pages(resource, _SHOW[kind])
@@ -3130,14 +3242,19 @@ class NetScaler:
             raise AssertionError("private keys stay on the appliance")
         location, _, name = self.absolute(path).rpartition("/")
         arguments = _arguments({"filename": name, "filelocation": location})
+        asked = f"show system file {name}"
         try:
-            data = self._get("systemfile", f"show system file {name}", query=arguments)
+            data = self._get("systemfile", asked, query=arguments)
         except NitroError as error:
             if error.code in _NO_FILE:
                 return None
             raise
         rows = [row for row in _rows(data, "systemfile") if row.get("filecontent")]
-        return base64.b64decode(str(rows[0]["filecontent"])) if rows else None
+        try:
+            return base64.b64decode(str(rows[0]["filecontent"])) if rows else None
+        except ValueError:
+            text = f"{self.host}: {asked}: the answer holds no content that can be read"
+            raise AgentError("appliance", text) from None
 
     def absolute(self, path: str) -> str:
         """Return a path as the appliance understands it: from its SSL directory, without ``..``."""
@@ -3283,18 +3400,6 @@ class NetScaler:
             before = page
         return rows
 
-    def _all_bindings(self, resource: str, asked: str) -> list[Document]:
-        """Read the bindings of all virtual servers; in one piece where pages are refused.
-
-        That bulk bindings come in pages is documented nowhere.
-        """
-        try:
-            return self._pages(resource, asked, "bulkbindings=yes&")
-        except NitroError as error:
-            if error.code not in _UNKNOWN_OBJECT | {1239, 1240}:
-                raise
-        return _rows(self._get(resource, asked, query="bulkbindings=yes"), resource)
-
     def _get(
         self, resource: str, asked: str, *, root: str = "config", name: str = "", query: str = ""
     ) -> Document:
@@ -3370,27 +3475,42 @@ class NetScaler:
         if ok and (code == 0 or warned) and readable:
             return data or {}
         message = one_line(str((data or {}).get("message") or "no answer that NITRO would give"))
+        if code in _DONE_HERE and may_be_empty:
+            text = f"{self.host}: {asked}: {message} (NITRO {code}): done here, but not on"
+            self.warnings.append(f"{text} {self.peer}: look at that node")
+            return data or {}
         raise self._error(code, message, answer.status, asked)
+
+    @property
+    def peer(self) -> str:
+        """The other node, as far as its name is known."""
+        others = [host for host in self._appliance.hosts if host != self.host]
+        return others[0] if others else "the other node"
 
     def _error(
         self, code: int, message: str, status: int, asked: str, kind: Kind | None = None
     ) -> NitroError:
-        remedy = _policy(asked) if code in _FORBIDDEN else _REMEDIES.get(code, "")
+        remedy = self._remedy(code, message, asked)
         number = f"NITRO {code}, HTTP {status}" if code else f"HTTP {status}"
         text = f"{self.host}: {asked}: {message} ({number})"
         text += f": {remedy}" if remedy else ""
-        return NitroError(kind or _nitro_kind(code, status), text, code=code, detail=message)
+        kind = kind or _nitro_kind(code, status)
+        return NitroError(kind, text, code=code, detail=message, status=status)
 
-
-def same_content(error: NitroError) -> str:
-    """Return the name under which a certificate is here already, of a 273; empty where not told."""
-    found = re.search(r"\[certkeyName Contents,\s*(.*?)\]", error.detail)
-    return found[1] if found else ""
+    def _remedy(self, code: int, message: str, asked: str) -> str:
+        """Return what to do about a refusal: what the message is about counts as well."""
+        if code in _FORBIDDEN:
+            told = re.search(r"\[(.+)\]", message)
+            return _policy(told[1] if told else asked, self._appliance)
+        if code == _EXISTS and asked.startswith("update") and (other := content_of(message)):
+            return f'this certificate is there as "{other}": set certificate.name to it'
+        return _argument_remedy(code, message) or _REMEDIES.get(code, "")
 
 
 # ----- 10. Sectigo ----------------------------------------------------------------------------
 
 _PENDING_CODES = frozenset({0, -103, -109, -183, -1400})
+_PASSING_WORDS = frozenset({"temporarily_unavailable", "server_error"})  # RFC 6749
 _PASSING_CODES = frozenset({-1, -2, -14, -65, -129, -140, -195, -196})
 _DCV_CODES = frozenset({-107, -715, -724, -727, -737, -1010, -1137})
 _AUTH_CODES = frozenset({-16, -970})
@@ -3480,6 +3600,23 @@ class NotOfferedError(AgentError):
     """SCM cannot renew or replace this certificate; a new enrollment is the way."""
 
 
+def _words_of(value: object) -> str:
+    """Return somebody's reason as a text; it may stand in an object of its own."""
+    if isinstance(value, dict):
+        value = value.get("message") or value.get("description")
+    return one_line(value) if isinstance(value, str) else ""
+
+
+def _reason_in(answer: Answer) -> str:
+    """Return the reason in an answer: SCM's own, or that of whatever answered in its place."""
+    data = answer.json() or {}
+    if description := _words_of(data.get("description")):
+        return description
+    keys = ("title", "error", "message", "error_description", "detail")
+    words = [_words_of(data.get(key)) for key in keys]
+    return ": ".join(dict.fromkeys(filter(None, words))) or "no reason that could be read"
+
+
 class Tokens:
     """The OAuth 2.0 access token of one REST account, shared by all threads."""
 
@@ -3559,16 +3696,23 @@ class Tokens:
             headers={"Content-Type": content_type, "Accept": "application/json"},
             body=urllib.parse.urlencode(form).encode(),
         )
-        data = answer.json() or {}
-        if answer.status in _TRANSIENT:
-            raise AgentError("unavailable", f"SCM's token endpoint answers HTTP {answer.status}")
+        data = answer.json()
+        place = f"HTTP {answer.status} from {self._url}"
+        is_page = answer.status < 400 and data is None
+        data = data or {}
+        if is_page or answer.status in _TRANSIENT or data.get("error") in _PASSING_WORDS:
+            text = f"SCM's token endpoint gives no token now ({place}): the next run tries again"
+            raise AgentError("unavailable", text)
         token = data.get("access_token")
         if answer.status == 200 and isinstance(token, str) and token:
             return data
-        reason = data.get("error_description") or data.get("error") or "no token in the answer"
+        reason = one_line(str(data.get("error_description") or _reason_in(answer)))
+        if answer.status in {404, 405}:
+            text = f"SCM refused the login: {reason} ({place}): check token_url in scm.yaml"
+            raise AgentError("auth", text)
         raise AgentError(
             "auth",
-            f"SCM refused the login: {one_line(str(reason))} (HTTP {answer.status}): check "
+            f"SCM refused the login: {reason} (HTTP {answer.status}): check "
             "client_id and client_secret in scm.yaml, and that the REST account is active",
         )
 
@@ -3612,23 +3756,6 @@ def _scm_kind(code: int | None, status: int) -> Kind:
     by_status: dict[int, Kind] = {401: "auth", 403: "permission"}
     passing = status < 300 or status in {302, 303, 307, 408, 425, 429} or status >= 500
     return by_status.get(status, "unavailable" if passing else "rejected")
-
-
-def _words_of(value: object) -> str:
-    """Return somebody's reason as a text; it may stand in an object of its own."""
-    if isinstance(value, dict):
-        value = value.get("message") or value.get("description")
-    return one_line(value) if isinstance(value, str) else ""
-
-
-def _reason_in(answer: Answer) -> str:
-    """Return the reason in an answer: SCM's own, or that of whatever answered in its place."""
-    data = answer.json() or {}
-    if description := _words_of(data.get("description")):
-        return description
-    keys = ("title", "error", "message", "error_description", "detail")
-    words = [_words_of(data.get(key)) for key in keys]
-    return ": ".join(dict.fromkeys(filter(None, words))) or "no reason that could be read"
 
 
 def _not_offered(error: ScmError, action: Action) -> NotOfferedError | None:
@@ -5320,7 +5447,7 @@ class Installer:
         except NitroError as error:
             if error.code != _EXISTS:
                 raise
-            name = same_content(error) or name
+            name = content_of(error.detail) or name
         return self._read_back(name, certificate)
 
     def _intermediate_file(self, certificate: Certificate) -> str:
@@ -5363,7 +5490,7 @@ class Installer:
         except NitroError as error:
             if error.code != _EXISTS:
                 raise
-            if other := same_content(error):
+            if other := content_of(error.detail):
                 text = f'{error.message}: this certificate is there as "{other}"'
                 raise AgentError("appliance", f"{text}: set certificate.name to it") from None
             self._read_back(certkey, chain[0])
@@ -6210,6 +6337,21 @@ def _logging(level: int, redactor: Redactor, log_file: pathlib.Path | None) -> I
                 handler.close()
 
 
+def _log_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    log.info("%s: %s", category.__name__, one_line(str(message)))
+
+
+@contextlib.contextmanager
+def _warnings_to_log() -> Iterator[None]:
+    """Send to the log what libraries warn about: cron would mail it every night."""
+    before = warnings.showwarning
+    warnings.showwarning = _log_warning
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
 def accepts_by_environment() -> bool:
     return os.environ.get("CITRIXAGENT_ACCEPT_EULA", "").lower() == "yes"
 
@@ -6257,7 +6399,8 @@ class Session:
         try:
             self.context.interrupt.listen()
             self.require_agreement()
-            body(self)
+            with _warnings_to_log():
+                body(self)
         except AgentError as error:
             self.report.errors.append(error)
         except click.UsageError as error:

@@ -121,9 +121,9 @@ def test_a_page_instead_of_a_status_is_a_warning(api: Lab) -> None:
     (order,) = api.scm.orders
     path = f"/{order.cert_id}"
     answered(api, "GET", path, maintenance_page())
-    told = api.json("run").profile()
-    assert told["outcome"] == "unchanged"
-    assert "could not be asked whether" in told["warnings"][0]
+    outcome = api.json("run")
+    assert outcome.profile()["outcome"] == "unchanged"
+    assert "could not be asked whether" in outcome.document()["warnings"][0]
 
 
 def test_a_page_instead_of_the_list_of_types(lab: Lab) -> None:
@@ -352,3 +352,51 @@ def test_the_names_are_always_sent(lab: Lab) -> None:
     body = json.loads([r for r in lab.scm.server.requests if "/replace" in r.path][-1].body)
     assert body["subjAltNames"] == ["www.example.com"]
     assert list(lab.scm.orders[-1].names) == ["www.example.com"]
+
+
+# The token endpoint, and servers that ask to be left alone
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        maintenance_page(),
+        Response(200, b""),
+        Response(400, b'{"error": "temporarily_unavailable"}'),
+    ],
+    ids=["page", "nothing", "passing"],
+)
+def test_a_token_that_is_not_given_now(lab: Lab, answer: Response) -> None:
+    answered(lab, "POST", "/token", answer)
+    lab.write_profile()
+    kind, message = failed(lab)
+    assert kind == "unavailable"
+    assert message.endswith(f" from {lab.scm.token_url}): the next run tries again")
+    lab.scm.server.faults.clear()
+    assert lab("run").exit_code == 0
+    assert orders(lab) == ["enroll"]
+
+
+def test_a_token_from_the_wrong_address(lab: Lab) -> None:
+    lab.write_scm(token_url=f"{lab.scm.url}/nowhere")
+    lab.write_profile()
+    assert failed(lab) == (
+        "auth",
+        f"SCM refused the login: Not Found (HTTP 404 from {lab.scm.url}/nowhere): check token_url "
+        "in scm.yaml",
+    )
+    lab.write_scm()
+    assert lab("run").exit_code == 0
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_asks_to_be_left_alone_is(lab: Lab, status: int) -> None:
+    lab.write_profile()
+    answer = Response(status, b"", {"Retry-After": "300"})
+    fault = answered(lab, "GET", f"{CERTIFICATES_PATH}/1", answer)
+    assert failed(lab, "run", "--wait", "3")[0] == "unavailable"
+    assert fault.times == 98
+    assert lab.scm.server.calls()[-1].endswith(lab.scm.orders[0].cert_id)
+    lab.scm.server.faults.clear()
+    assert lab.json("run").profile()["outcome"] == "enrolled"
+    assert orders(lab) == ["enroll"]

@@ -61,42 +61,6 @@ def test_a_wrong_password_is_tried_once(lab: Lab) -> None:
     assert lab.appliance.failed_logins == 1
 
 
-@pytest.mark.parametrize(
-    ("denied", "pattern"),
-    [
-        ("show ns config", r"^show\s+ns\s+config(\s|$)"),
-        ("stat HA node", r"^stat\s+HA\s+node(\s|$)"),
-        ("show ssl certKey", r"^show\s+ssl\s+certKey(\s|$)"),
-        ("show ssl vserver", r"^show\s+ssl\s+vserver(\s|$)"),
-        ("show lb vserver", r"^show\s+lb\s+vserver(\s|$)"),
-        ("create ssl ecdsakey", r"^create\s+ssl\s+ecdsakey(\s|$)"),
-        ("create ssl certReq", r"^create\s+ssl\s+certReq(\s|$)"),
-        ("show system file", r"^show\s+system\s+file(\s|$)"),
-        ("add system file", r"^add\s+system\s+file(\s|$)"),
-        ("add ssl certKey", r"^add\s+ssl\s+certKey(\s|$)"),
-        ("link ssl certKey", r"^link\s+ssl\s+certKey(\s|$)"),
-        ("bind ssl vserver", r"^bind\s+ssl\s+vserver(\s|$)"),
-        ("save ns config", r"^save\s+ns\s+config(\s|$)"),
-    ],
-)
-def test_a_missing_right_is_named_with_the_policy_that_gives_it(
-    lab: Lab, denied: str, pattern: str
-) -> None:
-    policy = f"^(?!{denied})"
-    lab.appliance.add_user("limited", "limited", policy)
-    lab.write_profile(citrix=lab.citrix(username="limited", password="limited"))
-    kind, message = failed(lab)
-    assert kind == "permission"
-    name = denied.replace(" ", "_")
-    assert message.startswith(f"{lab.appliance.host}: {denied}")
-    assert message.endswith(
-        f"allow it with: add system cmdPolicy citrixagent_{name} ALLOW {pattern}"
-    )
-    lab.appliance.add_user("limited", "limited")
-    assert lab("run").exit_code == 0
-    assert len(lab.scm.orders) == 1
-
-
 def test_the_documented_rights_are_enough(lab: Lab) -> None:
     lab.appliance.add_user("limited", "limited", POLICY)
     lab.write_profile(citrix=lab.citrix(username="limited", password="limited"))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import datetime as dt
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import PROGRAM, ROOT
 from test_certificates import NAMES, NOW, profile
 
 import citrixagent as agent
@@ -190,21 +191,25 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             seen(WITH_PREVIOUS, certificate=None),
             ROLL_BACK,
         ),
-        "not known": Refused(
+    },
+    "rollback: what was there before is not known": {
+        "": Refused(
             "state",
             "is not known well enough",
             seen(record(previous=generation("A0"))),
             ROLL_BACK,
         ),
     },
-    "rollback: the previous certificate has expired, or was revoked by the operator": {
-        "expired": Refused(
+    "rollback: the previous certificate has expired": {
+        "to the second": Refused(
             "state",
             "the previous certificate of www expired at 2026-11-23T02:00:00Z",
             seen(WITH_PREVIOUS, previous=certificate(0 * DAY, serial="A0")),
             ROLL_BACK,
         ),
-        "revoked": Refused(
+    },
+    "rollback: the previous certificate was revoked by the operator": {
+        "": Refused(
             "state",
             "the previous certificate of www was revoked by the operator",
             seen(record(previous=OLD, revoked="A0"), previous=BEFORE_IT),
@@ -653,22 +658,26 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
     "changed by an earlier run, not saved": {
         "": Planned("repaired", None, Step.SAVE, seen(record(unsaved=True))),
     },
-    "installed by an earlier run, not verified or not cleaned up": {
-        "not verified": Planned(
+    "installed by an earlier run, not verified": {
+        "an enrollment": Planned(
             "enrolled", None, Step.VERIFY, seen(record(unverified=True, finishing="enrolled"))
         ),
-        "not cleaned up": Planned(
-            "renewed", None, Step.CLEAN_UP, seen(record(finishing="renewed"))
+        "a renewal": Planned(
+            "renewed", None, Step.VERIFY, seen(record(unverified=True, finishing="renewed"))
         ),
-        "neither": Planned(
+        "nor cleaned up": Planned(
             "replaced",
             None,
             Step.VERIFY,
-            seen(record(unverified=True, finishing="replaced", litter=["x.csr"])),
+            seen(record(unverified=True, finishing="replaced", litter=("x.csr",))),
         ),
     },
+    "installed by an earlier run, not cleaned up": {
+        outcome: Planned(outcome, None, Step.CLEAN_UP, seen(record(finishing=outcome)))
+        for outcome in ("enrolled", "renewed", "replaced")
+    },
     "files without a use are left": {
-        "": Planned("unchanged", None, Step.CLEAN_UP, seen(record(litter=["x.csr"]))),
+        "": Planned("unchanged", None, Step.CLEAN_UP, seen(record(litter=("x.csr",)))),
     },
     "none of these": {
         "": Planned("unchanged"),
@@ -782,6 +791,41 @@ TABLE = tuple(rows())
 
 def test_the_table_in_the_readme_is_the_table_that_is_tested() -> None:
     assert [row.situation for row in TABLE] == list(SITUATIONS)
+
+
+FUNCTIONS = ("_adopt", "_roll_back", "_go_on", "_start", "_finish", "_beside_others")
+"""Those that decide, in the order of the table; the last line of one may lead to the next."""
+Leaving = ast.Return | ast.Raise
+
+
+def rows_of(function: ast.FunctionDef, lines: Sequence[str]) -> Iterator[str]:
+    """Yield the comments of a function that decides; each has one statement that leaves."""
+    ends = {
+        (node.body[0] if isinstance(node, ast.If) else node).lineno
+        for node in function.body
+        if isinstance(node, Leaving)
+        or (isinstance(node, ast.If) and isinstance(node.body[-1], Leaving))
+    }
+    words: list[str] = []
+    for number in range(function.body[0].lineno, (function.end_lineno or 0) + 1):
+        line = lines[number - 1].strip()
+        if line.startswith("# "):
+            words.append(line.removeprefix("# "))
+        elif number in ends:
+            assert words or number == function.body[-1].lineno, f"no row leads to {line}"
+            if words:
+                yield " ".join(words)
+            words = []
+    assert not words, f"nothing is done where {' '.join(words)}"
+
+
+def test_the_table_in_the_readme_is_what_the_functions_say() -> None:
+    """Row by row: none is missing on either side, and the first that fits is the same."""
+    source = PROGRAM.read_text()
+    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    functions = {node.name: node for node in nodes}
+    found = [row for name in FUNCTIONS for row in rows_of(functions[name], source.splitlines())]
+    assert found == [row.situation for row in TABLE]
 
 
 @pytest.mark.parametrize("row", TABLE, ids=[row.situation for row in TABLE])

@@ -141,5 +141,9 @@ def test_the_policy_in_the_readme_is_enough(lab: Lab) -> None:
     assert lab("list", "--all").exit_code == 0
 
 
+def test_the_policy_in_the_readme_is_the_one_that_advice_is_taken_from() -> None:
+    assert f'ALLOW "{"|".join(citrixagent.COMMAND_POLICY)}"' in README
+
+
 def test_the_readme_speaks_of_this_version() -> None:
     assert f"### {citrixagent.__version__}" in README

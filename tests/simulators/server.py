@@ -150,12 +150,17 @@ def authority_pem() -> str:
     return _authority()[1].public_bytes(serialization.Encoding.PEM).decode()
 
 
-def server_certificate() -> tuple[str, str]:
-    """Return certificate and key (PEM) for localhost and 127.0.0.1, signed by the authority."""
+def server_certificate(*hosts: str) -> tuple[str, str]:
+    """Return certificate and key (PEM), signed by the authority; for localhost if for nothing else.
+
+    The common name is the first of ``hosts``.
+    """
     authority_key, authority = _authority()
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    common_name = hosts[0] if hosts else "localhost"
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    local = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    names = [x509.DNSName(host) for host in hosts] or local
     certificate = (
         _builder(name, authority.subject, key.public_key())
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
@@ -219,6 +224,11 @@ class HttpsServer:
         """The SHA-256 fingerprint of the management certificate: hex pairs with colons."""
         certificate = x509.load_pem_x509_certificate(self.certificate.encode())
         return certificate.fingerprint(hashes.SHA256()).hex(":").upper()
+
+    def present(self, *hosts: str) -> None:
+        """Present, from now on, a management certificate for these names."""
+        self.certificate, key = server_certificate(*hosts)
+        self._context = tls_context([(self.certificate, key)])
 
     def start(self) -> None:
         self._stopping.clear()
