@@ -29,9 +29,11 @@ The file reads bottom-up: a name is defined before it is used.
 16. Work               one profile: recall, observe, decide, advance, report
 17. Passes             two passes over the profiles of an appliance; all appliances
 18. Report             lines, JSON, exit code
-19. Session            one command, from its options to its exit code
-20. Discovery          profiles for the certificates that appliances already have
-21. Commands           options and commands
+19. Status             what the last commands saw: levels, table, page, metrics, a monitor's line
+20. Notification       who is told what: program, mail, ping, metrics file
+21. Session            one command, from its options to its exit code
+22. Discovery          profiles for the certificates that appliances already have
+23. Commands           options and commands
 """
 
 from __future__ import annotations
@@ -44,16 +46,20 @@ import copy
 import dataclasses
 import datetime as dt
 import difflib
+import email.message
 import email.utils
 import enum
 import fcntl
 import functools
 import getpass
 import hashlib
+import html
 import ipaddress
 import itertools
 import json
 import logging
+import math
+import operator
 import os
 import pathlib
 import posixpath
@@ -66,9 +72,11 @@ import ssl
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import typing
+import unicodedata
 import urllib.parse
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -77,6 +85,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar
 import click
 
 if TYPE_CHECKING:
+    import smtplib
+
     import requests
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
@@ -2352,6 +2362,93 @@ def decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
     return _beside_others(profile, seen, plan, intent) if is_taken else plan
 
 
+_VERBS: Mapping[str, str] = {
+    "enrolled": "enroll",
+    "renewed": "renew",
+    "replaced": "replace",
+    "repaired": "repair",
+    "rolled_back": "roll back",
+}
+
+
+def _differences(
+    profile: Profile, certificate: Certificate | None, ordered: Iterable[str]
+) -> list[str]:
+    """Show how names or key type of a new certificate differ from those of the one installed."""
+    if certificate is None:
+        return []
+    held = set(ordered) or set(certificate.names or [certificate.common_name])
+    if held == set(profile.names) and certificate.key_type == profile.key_type:
+        return []
+    old = f"- {', '.join(sorted(held))} ({certificate.key_type})"
+    return [old, f"+ {', '.join(sorted(profile.names))} ({profile.key_type})"]
+
+
+def preview(
+    profile: Profile, plan: Plan, certificate: Certificate | None, ordered: Iterable[str]
+) -> list[str]:
+    """Say what a plan would do: one line, and two more where names or key type would change.
+
+    ``ordered``: the names that were asked for when the certificate that is installed was ordered.
+    """
+    steps = plan.steps(profile)
+    if not steps:
+        return []
+    made = [f"new {profile.key_type} key"] * (Step.CREATE_KEY in steps)
+    made += ["1 order"] * (Step.ORDER in steps)
+    goes_on = plan.resumes and Step.ORDER not in steps
+    verb = "finish" if goes_on else _VERBS.get(plan.outcome, "finish")
+    what = ", ".join(made or [step.value for step in steps])
+    servers = ", ".join(server.name for server in profile.virtual_servers)
+    line = f"would {verb} ({plan.reason}): {what}; {servers}"
+    return [line, *(_differences(profile, certificate, ordered) if plan.action else ())]
+
+
+STATES = ("not installed", "revoked", "declined", "pending", "rolled back", "failed", "due")
+"""What may be said of a profile in one word; the first that fits counts, else it is "ok"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """How a profile stands: what list, status and metrics say of it.
+
+    ``due``: when its window begins; ``renews``: when it is renewed by itself, if that will happen.
+    """
+
+    state: str
+    not_before: str | None = None
+    not_after: str | None = None
+    due: str | None = None
+    renews: str | None = None
+    order: Document | None = None  # what waits at SCM
+
+
+def standing(
+    profile: Profile,
+    certificate: Certificate | None,
+    order: Document | None,
+    marks: Iterable[str],
+    now: dt.datetime,
+) -> Standing:
+    """Judge a profile by its certificate, its open order, and what else is known (``STATES``)."""
+    found = {*marks, *(["pending"] if order else ())}
+    if certificate is None:
+        found |= {"not installed"} if order is None else set()
+        return Standing(next(state for state in STATES if state in found), order=order)
+    window, _ = profile.window.of(certificate.not_after - certificate.not_before)
+    due = certificate.not_after - (LAPSE if "rolled back" in found else window)
+    found |= {"due"} if due <= now else set()
+    renews = profile.auto_renew and not found & {"pending", "revoked"}
+    return Standing(
+        next((state for state in STATES if state in found), "ok"),
+        not_before=iso(certificate.not_before),
+        not_after=iso(certificate.not_after),
+        due=iso(due),
+        renews=iso(due) if renews else None,
+        order=order,
+    )
+
+
 # ----- 8. HTTP --------------------------------------------------------------------------------
 
 _RETRY_DELAYS = (0.5, 1.0, 2.0)  # seconds
@@ -2359,6 +2456,11 @@ _LONGEST_PAUSE = 60.0  # seconds; a server that asks for more is left alone unti
 _KEPT = 1.0  # seconds of silence after which a connection is not trusted with a write
 _TRANSIENT = frozenset({429, 500, 502, 503, 504})
 _OTHER_NAME = frozenset({62, 64})  # OpenSSL's codes for another host name, another address
+_WORDS_LIMIT = 500  # characters of somebody else's words in one message
+_INVISIBLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    r"\ud800-\udfff\U000e0000-\U000e007f]"
+)
 
 
 def utc_now() -> dt.datetime:
@@ -2423,6 +2525,7 @@ class Redactor:
 
     def __init__(self) -> None:
         self._secrets: tuple[str, ...] = ()  # the longest first: one may be a part of another
+        self.variables: set[str] = set()  # of the environment, that hold secrets
 
     def add(self, secret: str) -> None:
         if len(secret) >= 4 and secret not in self._secrets:
@@ -2443,9 +2546,23 @@ class Redactor:
         return text
 
 
+def _escaped(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
+
+
+def visible(text: str) -> str:
+    """Return a text as one line in which nothing acts on a terminal, a log, a mail or a page.
+
+    Controls, line breaks, marks of direction, what has no width, and halves of characters are
+    shown as what they are: an escape character as ``x1b`` behind a backslash.
+    """
+    return _INVISIBLE.sub(_escaped, text)
+
+
 def one_line(text: str) -> str:
-    """Return what somebody else said, fit for a line of a log."""
-    return re.sub(r"[\s\x00-\x1f\x7f]+", " ", text).strip()
+    """Return what somebody else said, fit for a line: not too long, blanks for line breaks."""
+    line = visible(re.sub(r"[ \t\r\n]+", " ", text).strip())
+    return line if len(line) <= _WORDS_LIMIT else line[:_WORDS_LIMIT] + "..."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -4163,8 +4280,10 @@ def connect_to_scm(config: ScmConfig, tokens: Tokens, context: Context) -> Secti
 # ----- 11. Store ------------------------------------------------------------------------------
 
 _RECORD_VERSION = 2
+_HEARD = 65536  # bytes of a program's complaints that are kept
 _PROGRAM = pathlib.Path(__file__).resolve()
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")  # as this tool gives them
+_VARIABLE = re.compile(r"\w_env[\"']?\s*:\s*[\"']?([A-Za-z_]\w*)")
 
 
 def write_private(path: pathlib.Path, text: str) -> None:
@@ -4254,6 +4373,32 @@ def _check_record(record: Record, profile: str) -> Record:
     return record
 
 
+def _check_last_run(data: Document) -> None:
+    """Raise what reading it would raise, where last-run.json is not as this program writes it."""
+    for entry in data["profiles"].values():
+        for key in ("seen", "not_before", "not_after", "due", "renews"):
+            parse_iso(entry[key] or "1970-01-01T00:00:00Z")
+        for printed in entry["printed"].values():
+            parse_iso(printed)
+        if order := entry["order"]:
+            parse_iso(order["since"] + 0 * order["cert_id"])
+        if error := entry["error"]:
+            "".join((error["kind"], error["message"]))
+    if run := data["run"]:
+        parse_iso(run["finished"])
+        parse_iso(run["last_success"] or run["started"])
+        operator.index(run["exit_code"])
+
+
+def _check_told(data: Document) -> None:
+    """Raise what reading it would raise, where told.json is not as this program writes it."""
+    for printed in data["warnings"].values():
+        parse_iso(printed)
+    for channel in data["channels"].values():
+        for each in channel["told"].values():
+            parse_iso(each["at"] + 0 * each["level"])
+
+
 class Store:
     """The state folder: one record per profile, the agreement, the lock."""
 
@@ -4301,6 +4446,41 @@ class Store:
 
     def _path(self, profile: str) -> pathlib.Path:
         return self.folder / f"profile-{profile}.json"
+
+    # What the last commands saw, and what was told of it
+
+    def read_last_run(self) -> Document:
+        return self._read("last-run.json", _check_last_run)
+
+    def write_last_run(self, document: Document) -> None:
+        self._write("last-run.json", document)
+
+    def read_told(self) -> Document:
+        return self._read("told.json", _check_told)
+
+    def write_told(self, document: Document) -> None:
+        self._write("told.json", document)
+
+    def _read(self, name: str, check: Callable[[Document], None]) -> Document:
+        """Return a file's JSON object; an empty one where there is no such file."""
+        path = self.folder / name
+        try:
+            data: Document = json.loads(path.read_bytes())
+            if data["version"] == 1:
+                check(data)
+                return data
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise AgentError("state", f"{path} cannot be read: {error.strerror}") from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            text = f"{path} is damaged: the next run writes it anew"
+            raise AgentError("state", text) from None
+        text = f"{path} is of version {data['version']}: use the citrixagent.py that wrote it"
+        raise AgentError("state", text)
+
+    def _write(self, name: str, document: Document) -> None:
+        write_private(self.folder / name, json.dumps({"version": 1, **document}, indent=1) + "\n")
 
     # Lock
 
@@ -4420,6 +4600,8 @@ class DiskSource:
             "command": self._from_command,
         }
         secret = ways[way](value)
+        if way == "env":
+            self._redactor.variables.add(value)
         self._redactor.add(secret)
         return secret
 
@@ -4474,6 +4656,86 @@ def _yaml_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _without_ending(name: str) -> str:
     return name.removesuffix(".yaml").removesuffix(".yml")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a program ended: its exit code (None: its time was over), and what it complained of."""
+
+    code: int | None
+    words: str = ""
+
+
+def _drain(pipe: IO[bytes], kept: bytes) -> bytes:
+    """Empty a pipe, as far as it is full now; only the beginning of what comes is kept."""
+    with contextlib.suppress(BlockingIOError):
+        return (kept + os.read(pipe.fileno(), _HEARD))[:_HEARD]
+    return kept
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process, and those that it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+class Programs:
+    """Runs what the operator configured, without a shell, from one folder.
+
+    No program gets to see the environment variables that hold secrets.
+    """
+
+    def __init__(
+        self, folder: pathlib.Path, hidden: Iterable[str], interrupt: Interrupt, limit: float = 60
+    ) -> None:
+        self._folder = folder
+        self._hidden = {*hidden, "CREDENTIALS_DIRECTORY"}
+        self._interrupt = interrupt
+        self._limit = limit
+
+    def run(self, words: Sequence[str], data: bytes, extra: Mapping[str, str]) -> Ended:
+        """Run a program with ``data`` on its standard input and wait for its end.
+
+        It need not read, may write without end, may leave others behind; one that takes too long is
+        killed. Raises AgentError (config) where it cannot be started.
+        """
+        inherited = {k: v for k, v in os.environ.items() if k not in self._hidden}
+        try:
+            with tempfile.TemporaryFile() as file:
+                file.write(data)
+                file.seek(0)
+                process = subprocess.Popen(
+                    words,
+                    cwd=self._folder,
+                    env={**inherited, **extra},
+                    stdin=file,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,
+                )
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "its name or environment holds a zero byte"
+            raise AgentError("config", f"{words[0]} cannot be run: {reason}") from None
+        with process:
+            return self._wait(process)
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> Ended:
+        pipe, heard, end = process.stderr, b"", time.monotonic() + self._limit
+        if pipe is None:
+            raise AssertionError("stderr is a pipe")
+        os.set_blocking(pipe.fileno(), False)
+        try:
+            while (code := process.poll()) is None and time.monotonic() < end:
+                heard = _drain(pipe, heard)
+                self._interrupt.wait(0.02)
+        except Interrupted:
+            _kill(process)
+            raise
+        if code is None:
+            _kill(process)
+        words = _first_line(_drain(pipe, heard).decode(errors="replace"))
+        return Ended(code, one_line(words))
 
 
 @dataclasses.dataclass
@@ -4559,6 +4821,16 @@ class Home:
             return None
         defaults, source = self._agent
         return Section(defaults, source, problems, "defaults")
+
+    def secret_variables(self) -> set[str]:
+        """Return the names of environment variables that the files name as secrets, read or not."""
+        folders = (self.path, self._folder, self.path / "appliances")
+        files = [path for folder in folders for path in folder.glob("*.y*ml") if _is_file(path)]
+        found = set()
+        for path in files:
+            with contextlib.suppress(OSError):
+                found.update(_VARIABLE.findall(path.read_text(encoding="utf-8", errors="replace")))
+        return found
 
     def profile_files(self, wanted: Sequence[str]) -> list[pathlib.Path]:
         """Return the files of the named profiles, or of all; UsageError where there is no such."""
@@ -4701,6 +4973,7 @@ class View:
         self.appliance = appliance
         self.client = NetScaler(appliance, appliance.host, context)
         self.certkeys: dict[str, CertKey] = {}
+        self.was_read = False
         self._context = context
         self._bindings: dict[str, list[Binding]] = {}
         self._virtual_servers: dict[str, dict[str, VirtualServerRow]] = {}
@@ -4725,6 +4998,7 @@ class View:
         else:
             raise next((each for each in failures if each.kind != "standby"), failures[0])
         self.certkeys = self.client.certkeys()
+        self.was_read = True
         for binding in self.client.bindings():
             self._bindings.setdefault(binding.virtual_server, []).append(binding)
 
@@ -4921,6 +5195,35 @@ def read_installed(view: View, row: CertKey) -> Certificate:
     raise AgentError("appliance", f"{host}: the certificate of {row.name} cannot be read")
 
 
+def _open_order(record: Record) -> Document | None:
+    """Return what waits at SCM: an order that it has and has not turned down."""
+    change = record.change
+    order = change.order if change else None
+    if change is None or order is None or not change.new.cert_id or order.refused:
+        return None
+    return {
+        "cert_id": change.new.cert_id,
+        "action": order.action,
+        "since": order.sent or change.started,
+        "status": "issued" if change.new.pem else "pending",
+    }
+
+
+def profile_standing(
+    profile: Profile, record: Record, certificate: Certificate | None, *, failed: bool
+) -> Standing:
+    """Return how a profile stands by its record and what its certkey holds."""
+    order = record.change.order if record.change else None
+    facts = {
+        "failed": failed,
+        "revoked": bool(certificate and record.revoked == certificate.serial),
+        "declined": bool(order and order.refused),
+        "rolled back": record.rolled_back,
+    }
+    marks = [mark for mark, holds in facts.items() if holds]
+    return standing(profile, certificate, _open_order(record), marks, utc_now())
+
+
 def shown_serial(serial: str) -> str:
     """Return a serial number as whole bytes, the way appliances and browsers print it."""
     return serial.zfill(len(serial) + len(serial) % 2)
@@ -5004,9 +5307,10 @@ class Result:
     not_after: str | None = None
     serial: str | None = None
     cert_id: str | None = None
-    notices: list[str] = dataclasses.field(default_factory=list)  # of the configuration: every run
     warnings: list[str] = dataclasses.field(default_factory=list)
     error: AgentError | None = None
+    preview: list[str] = dataclasses.field(default_factory=list)  # a dry run's lines
+    standing: Standing | None = None  # as far as it was looked at
 
     def fail(self, error: AgentError) -> None:
         self.outcome = "failed"
@@ -5015,6 +5319,12 @@ class Result:
     def show(self, certificate: Certificate) -> None:
         self.not_after = iso(certificate.not_after)
         self.serial = shown_serial(certificate.serial)
+
+
+class Progress(Protocol):
+    """Says what is awaited, and how many seconds at most; an empty text: nothing is."""
+
+    def __call__(self, text: str, limit: float | None = None) -> None: ...
 
 
 @dataclasses.dataclass
@@ -5028,7 +5338,7 @@ class Run:
     store: Store
     context: Context
     tokens: Tokens
-    progress: Callable[[str], None]
+    progress: Progress
     warn: Callable[[str, str], None]  # of what belongs to no profile: what is wrong, and why
 
 
@@ -5660,7 +5970,7 @@ class Work:
     def __init__(self, profile: Profile, view: View, scm: Sectigo, run: Run) -> None:
         self.profile = profile
         self.result = Result(
-            profile.name, profile.appliance.host, profile.certkey, notices=list(profile.notices)
+            profile.name, profile.appliance.host, profile.certkey, warnings=list(profile.notices)
         )
         self.has_failed = False
         self._view = view
@@ -5698,7 +6008,7 @@ class Work:
         steps = plan.steps(self.profile)
         self.result.reason = plan.reason
         self.result.warnings += plan.warnings
-        self.result.notices += plan.notices
+        self.result.warnings += plan.notices
         level = logging.INFO if steps else logging.DEBUG
         log.log(level, "%s: %s: %s", self.profile.name, plan.outcome, plan.reason)
         if seen.unbound and steps:
@@ -5709,6 +6019,9 @@ class Work:
         elif steps:
             self.result.outcome = "planned"
             self.result.steps = [step.value for step in steps]
+            held = self._record.installed if self.result.cert_id else None
+            names = held.names if held and _is_installed(seen) else ()
+            self.result.preview = preview(self.profile, plan, seen.certificate, names)
         self._plan = plan
 
     def _close_change(self) -> None:
@@ -5846,7 +6159,8 @@ class Work:
             Step.VERIFY: self._installer.verify,
             Step.CLEAN_UP: self._installer.clean_up,
         }
-        self._run.progress(f"{self.profile.name}: {step.value}")
+        doing = f"{self._view.client.host}: {self.profile.name}: {step.value}"
+        self._run.progress(doing, self.profile.appliance.timeout)
         steps[step]()
         self._did(step)
 
@@ -5910,6 +6224,16 @@ class Work:
         self.result.outcome = "pending"
         self._todo = []
 
+    def take_stock(self) -> None:
+        """Note how the profile stands now, as far as it was looked at, for status and metrics."""
+        if not self._view.was_read:
+            return
+        row = self._view.certkeys.get(self.profile.certkey)
+        certificate = (known_certificate(self._record, row) or from_row(row)) if row else None
+        self.result.standing = profile_standing(
+            self.profile, self._record, certificate, failed=self.has_failed
+        )
+
     def finish(self) -> None:
         """Complete the result once every step is done."""
         self.result.warnings += self._view.expiring(self.profile.certkey, utc_now())
@@ -5944,6 +6268,16 @@ def _count(number: int, thing: str) -> str:
     return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
+def some_of(names: Sequence[str]) -> str:
+    """Return the first names of a list that may be long."""
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+
+
+def _waiting_text(waiting: Sequence[Work]) -> str:
+    names = some_of([work.profile.name for work in waiting])
+    return f"{names}: waiting for {_count(len(waiting), 'certificate')}"
+
+
 class Crew:
     """The profiles of one appliance: one session, two passes, one save."""
 
@@ -5967,9 +6301,13 @@ class Crew:
             for work in self._works:
                 work.interrupt()
         finally:
+            for work in self._works:
+                work.take_stock()
             self._view.close()
+            self._run.progress("")
 
     def _handle(self) -> None:
+        self._run.progress(f"{self._view.client.host}: reading", self._view.appliance.timeout)
         self._view.open()
         self._each(self._works, Work.plan)
         self._each(self._works, lambda work: work.advance(Step.COLLECT, Step.SAVE))
@@ -6009,7 +6347,8 @@ class Crew:
             waiting, waited = self._waiting(), time.monotonic() - start
             if not waiting:
                 break
-            self._run.progress(f"waiting for {_count(len(waiting), 'certificate')}, {waited:.0f} s")
+            longest = max(work.max_wait for work in waiting)
+            self._run.progress(_waiting_text(waiting), longest - waited)
             self._each(waiting, lambda work: self._ask(work, trouble))
             self._each(waiting, self._install_if_issued)
             over = [work for work in waiting if work.waits and waited >= work.max_wait]
@@ -6087,25 +6426,125 @@ def run_all(profiles: Sequence[Profile], run: Run, jobs: int) -> list[Result]:
 
 # ----- 18. Report -----------------------------------------------------------------------------
 
+_LEAST_WIDTH = 10  # of a column that gives room to others
+_MANY = 3  # equal failures of one appliance that are one line
+_COLOURS = {"failed": "red", "pending": "yellow", "planned": "cyan"}  # what was done is green
+_PRINTED_FOR = dt.timedelta(days=7, hours=-1)  # a nightly run is not always at the same second
+
 
 def is_terminal(stream: IO[str] | None) -> bool:
     """Tell whether somebody sits at a standard stream; one that was closed is None."""
     return stream is not None and stream.isatty()
 
 
+def wants_colour() -> bool:
+    """Tell whether colour and progress are welcome (no-color.org)."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _cells(character: str) -> int:
+    """Return how many columns of a terminal a character takes."""
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def text_width(text: str) -> int:
+    return len(text) if text.isascii() else sum(map(_cells, text))
+
+
+def clipped(text: str, width: int) -> str:
+    """Return as much of a text as has room in so many columns; two dots stand for the rest."""
+    if text_width(text) <= width:
+        return text
+    while text and text_width(text) > max(0, width - 2):
+        text = text[:-1]
+    return text + ".."[:width]
+
+
+def terminal_width(stream: IO[str] | None) -> int | None:
+    """Return the width of the terminal behind a stream; None where there is none."""
+    if stream is None or not is_terminal(stream):
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    return 80
+
+
+def _narrowed(widths: Sequence[int], room: int, elastic: Sequence[int]) -> list[int]:
+    """Take from the widest of the ``elastic`` columns until all have room, if they can."""
+    found = list(widths)
+    while sum(found) + 2 * (len(found) - 1) > room:
+        widest = max(elastic, key=lambda column: found[column], default=None)
+        if widest is None or found[widest] <= _LEAST_WIDTH:
+            break
+        found[widest] -= 1
+    return found
+
+
+def _padded(cell: str, width: int) -> str:
+    shown = clipped(cell, width)
+    return shown + " " * (width - text_width(shown))
+
+
+def table(rows: Sequence[Sequence[str]], room: int | None, elastic: Sequence[str]) -> list[str]:
+    """Return the lines of a table; the first row is its head.
+
+    Where there is only so much ``room``, the columns named in ``elastic`` become narrower, and then
+    they go, the first of them first; what is still too wide is cut.
+    """
+    shown = [[visible(cell) for cell in row] for row in rows]
+    head = shown[0]
+    widths = [max(map(text_width, column)) for column in zip(*shown, strict=True)]
+    if room is not None:
+        narrowed = _narrowed(widths, room, [head.index(name) for name in elastic])
+        if elastic and sum(narrowed) + 2 * (len(head) - 1) > room:
+            gone = head.index(elastic[0])
+            rest = [[c for n, c in enumerate(row) if n != gone] for row in rows]
+            return table(rest, room, elastic[1:])
+        widths = narrowed
+    lines = ["  ".join(map(_padded, row, widths)).rstrip() for row in shown]
+    return lines if room is None else [clipped(line, room) for line in lines]
+
+
+@dataclasses.dataclass(frozen=True)
+class Awaited:
+    """What a thread waits for, since when (a monotonic clock), and for how long at most."""
+
+    text: str
+    since: float
+    limit: float | None
+
+    def line(self, now: float) -> str:
+        limit = f" of at most {self.limit:.0f}" if self.limit else ""
+        return f"{self.text}, {now - self.since:.0f}{limit} s; Ctrl-C is safe"
+
+
 class Console:
-    """Where text leaves the program: one line at a time, without secrets."""
+    """Where text leaves the program: one line at a time, without secrets and controls.
+
+    On a terminal it says, in a line that ticks, what is awaited; of several things that which is
+    awaited longest.
+    """
 
     def __init__(self, redactor: Redactor, *, quiet: bool) -> None:
         self._redactor = redactor
         self._quiet = quiet  # --json: stdout holds the one object and nothing else
         self._lock = threading.Lock()
-        self._progress = ""
+        self._awaited: dict[int, Awaited] = {}
+        self._drawn = 0  # columns of the line of progress
+        self._closed = threading.Event()
+        self._clock: threading.Thread | None = None
+        self._ticks = is_terminal(sys.stderr) and wants_colour()
+        self._paints = is_terminal(sys.stdout) and wants_colour()
         self.is_terminal = is_terminal(sys.stdout) and not quiet
+        self.is_watched = is_terminal(sys.stderr)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, colour: str = "") -> None:
+        """Print a text of the program's own, which may have several lines."""
         if not self._quiet:
-            self._echo(text)
+            for line in text.split("\n"):
+                self._echo(line, colour if self._paints else "")
 
     def complain(self, text: str) -> None:
         self._echo(text, err=True)
@@ -6113,23 +6552,56 @@ class Console:
     def emit(self, data: Document) -> None:
         """Write the one JSON object."""
         with self._lock:
+            self._clear()
             click.echo(json.dumps(self._redactor.hide_in(data)))
 
-    def progress(self, text: str) -> None:
-        """Show what is going on, in one line that the next text replaces; on a terminal only."""
-        if not self.is_terminal:
+    def progress(self, text: str, limit: float | None = None) -> None:
+        """Say what this thread waits for from now on, and how long at most; nothing: it is done."""
+        if not self._ticks:
             return
         with self._lock:
-            width = max(len(self._progress), len(text))
-            click.echo(f"\r{text:<{width}}", nl=False)
-            self._progress = text
+            me = threading.get_ident()
+            self._awaited.pop(me, None)
+            if text:
+                self._awaited[me] = Awaited(text, time.monotonic(), limit)
+            self._draw()
+            if self._clock is None:
+                self._clock = threading.Thread(target=self._tick, daemon=True)
+                self._clock.start()
 
-    def _echo(self, text: str, *, err: bool = False) -> None:
+    def close(self) -> None:
+        """Take the line of progress away for good."""
+        self._closed.set()
         with self._lock:
-            if self._progress:
-                click.echo("\r" + " " * len(self._progress) + "\r", nl=False)
-                self._progress = ""
-            click.echo(self._redactor.hide(text), err=err)
+            self._awaited.clear()
+            self._clear()
+
+    def _tick(self) -> None:
+        while not self._closed.wait(1):
+            with self._lock:
+                self._draw()
+
+    def _draw(self) -> None:
+        self._clear()
+        if not self._awaited:
+            return
+        longest = min(self._awaited.values(), key=lambda each: each.since)
+        line = visible(self._redactor.hide(longest.line(time.monotonic())))
+        room = (terminal_width(sys.stderr) or 80) - 1
+        shown = clipped(line, room)
+        click.echo(shown, nl=False, err=True)
+        self._drawn = text_width(shown)
+
+    def _clear(self) -> None:
+        if self._drawn:
+            click.echo("\r" + " " * self._drawn + "\r", nl=False, err=True)
+            self._drawn = 0
+
+    def _echo(self, text: str, colour: str = "", *, err: bool = False) -> None:
+        line = visible(self._redactor.hide(text))
+        with self._lock:
+            self._clear()
+            click.echo(click.style(line, fg=colour) if colour else line, err=err)
 
 
 def _error_text(error: AgentError) -> str:
@@ -6140,7 +6612,7 @@ def _error_document(error: AgentError) -> Document:
     return {"kind": error.kind, "message": error.message}
 
 
-def _result_document(result: Result) -> Document:
+def result_document(result: Result) -> Document:
     return {
         "profile": result.profile,
         "appliance": result.appliance,
@@ -6151,7 +6623,7 @@ def _result_document(result: Result) -> Document:
         "not_after": result.not_after,
         "serial": result.serial,
         "cert_id": result.cert_id,
-        "warnings": result.notices + result.warnings,
+        "warnings": result.warnings,
         "error": _error_document(result.error) if result.error else None,
     }
 
@@ -6169,11 +6641,50 @@ def _line(result: Result) -> str:
     lines = {
         "unchanged": "",
         "pending": f"{name}: pending, {result.reason} (order {result.cert_id})",
-        "planned": f"{name}: planned, {result.reason}: {', '.join(result.steps)}",
+        "planned": f"{name}: {result.preview[0] if result.preview else result.reason}",
         "revoked": f"{name}: revoked (serial {result.serial})",
     }
     otherwise = f"{name}: {done}, valid until {valid} (serial {result.serial})"
     return lines.get(result.outcome, otherwise)
+
+
+def _failure_lines(results: Iterable[Result]) -> list[str]:
+    """Return the lines about failures; many equal ones of one appliance are one."""
+    groups: dict[tuple[str, str, str], list[Result]] = {}
+    for result in results:
+        if result.error:
+            place = result.appliance or result.profile  # a broken profile has no appliance
+            key = (place, result.error.kind, result.error.message)
+            groups.setdefault(key, []).append(result)
+    lines = []
+    for (place, _, message), members in groups.items():
+        if len(members) < _MANY:
+            lines += [_line(each) for each in members]
+            continue
+        names = some_of([each.profile for each in members])
+        lines.append(f"{place} ({len(members)} profiles: {names}): failed: {message}")
+    return lines
+
+
+def _gist(warning: str) -> str:
+    """Return what two warnings have in common that differ in the time that has passed."""
+    return re.sub(r"\d+ (?=days?\b|hours?\b|s\b)", "", warning)
+
+
+@dataclasses.dataclass
+class Printed:
+    """When each warning was last printed, by the profile that it is about ("": none)."""
+
+    before: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    since: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+
+    def is_new(self, profile: str, warning: str) -> bool:
+        """Tell whether the last run did not give a warning, or it was printed a week ago."""
+        now, gist = utc_now(), _gist(warning)
+        last = self.before.get(profile, {}).get(gist)
+        is_new = last is None or now - parse_iso(last) >= _PRINTED_FOR
+        self.since.setdefault(profile, {})[gist] = iso(now) if is_new or not last else last
+        return is_new
 
 
 @dataclasses.dataclass
@@ -6187,13 +6698,14 @@ class Report:
     verbose: bool = False
     nothing_usable: bool = False  # no profile could be read
     started: str = dataclasses.field(default_factory=lambda: iso(utc_now()))
+    finished: str = ""
     results: list[Result] = dataclasses.field(default_factory=list)
     certificates: list[Document] | None = None
     own: Document | None = None  # what a command's JSON object has in place of results
     warnings: list[str] = dataclasses.field(default_factory=list)  # that belong to no profile
     errors: list[AgentError] = dataclasses.field(default_factory=list)  # that stopped everything
     failures: list[AgentError] = dataclasses.field(default_factory=list)  # of parts of a list
-    _told: set[str] = dataclasses.field(default_factory=set)
+    printed: Printed = dataclasses.field(default_factory=Printed)
     _warned: set[str] = dataclasses.field(default_factory=set)
     _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
@@ -6222,49 +6734,90 @@ class Report:
         pending = any(result.outcome == "pending" for result in self.results)
         return ExitCode.PENDING if pending else ExitCode.OK
 
-    def tell(self, code: int) -> None:
-        if self.as_json:
-            self.console.emit(self._document(code))
-            return
-        for result in self.results:
-            self._tell_result(result)
-        for warning in self.warnings:
-            self.console.complain(f"warning: {warning}")
+    def warn_late(self, text: str, profile: str = "") -> None:
+        """Take note of a warning that comes after the results were told, and tell it."""
+        about = next((each for each in self.results if profile and each.profile == profile), None)
+        (about.warnings if about else self.warnings).append(text)
+        log.warning("%s%s", f"{profile}: " * bool(profile), text)
+        self._tell_warning(profile, text)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Return the lines about profiles, each with its colour; failures stand last."""
+        done = [result for result in self.results if not result.error]
+        lines = []
+        for result in done:
+            if text := _line(result):
+                lines.append((visible(text), _COLOURS.get(result.outcome, "green")))
+            lines += [(f"  {visible(text)}", "") for text in result.preview[1:]]
+        lines += [(visible(text), _COLOURS["failed"]) for text in _failure_lines(self.results)]
+        if self.dry_run and any(result.preview for result in done):
+            orders = sum("order" in result.steps for result in done)
+            lines.append((f"{_count(orders, 'order')} would be placed", ""))
+        return lines
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with profiles' files, and what belongs to no profile."""
+        files = [each.error for each in self.results if each.error and each.error.kind == "config"]
+        found = [line for error in files for line in error.message.split("\n")]
         for error in self.errors + self.failures:
-            self.console.complain(_error_text(error))
+            found += _error_text(error).split("\n")
+        return list(dict.fromkeys(found))  # a file that profiles share is told once
+
+    def text(self) -> list[str]:
+        """Return all that was told, for those who were not there."""
+        warnings = [(result.profile, text) for result in self.results for text in result.warnings]
+        warnings += [("", text) for text in self.warnings]
+        told = [text for text, _ in self.lines()] + self.problems()
+        told += [f"{name}: " * bool(name) + f"warning: {text}" for name, text in warnings]
+        return [*told, self.summary()] if self.results else told
+
+    def tell(self) -> None:
+        """Print lines, problems, warnings; and on a terminal a summary."""
+        self.finished = self.finished or iso(utc_now())
+        if not self.as_json:
+            for text, colour in self.lines():
+                self.console.say(text, colour)
+            for problem in self.problems():
+                self.console.complain(problem)
+        for result in self.results:
+            for warning in result.warnings:
+                self._tell_warning(result.profile, warning)
+        for warning in self.warnings:
+            self._tell_warning("", warning)
         if self.console.is_terminal and self.results:
-            self.console.say(self._summary())
+            self.console.say(self.summary())
 
-    def _tell_result(self, result: Result) -> None:
-        if text := _line(result):
-            self.console.say(text)
-        if result.error and result.error.kind == "config":
-            lines = result.error.message.split("\n")  # a file that profiles share is told once
-            for line in dict.fromkeys(line for line in lines if line not in self._told):
-                self.console.complain(line)
-            self._told.update(lines)
-        chatty = self.console.is_terminal or self.verbose or result.outcome != "unchanged"
-        for warning in result.warnings + (result.notices if chatty else []):
-            self.console.complain(f"{result.profile}: warning: {warning}")
+    def _tell_warning(self, profile: str, warning: str) -> None:
+        """Print a warning; where nobody watches, such as in cron's mail, only what is new."""
+        is_new = self.printed.is_new(profile, warning)
+        if not self.as_json and (is_new or self.verbose or self.console.is_watched):
+            self.console.complain(f"{profile}: " * bool(profile) + f"warning: {warning}")
 
-    def _summary(self) -> str:
+    def summary(self) -> str:
         counts: dict[str, int] = {}
         for result in self.results:
             counts[result.outcome] = counts.get(result.outcome, 0) + 1
         parts = [f"{number} {outcome.replace('_', ' ')}" for outcome, number in counts.items()]
         return f"{_count(len(self.results), 'profile')}: {', '.join(parts)}"
 
-    def _document(self, code: int) -> Document:
+    def emit(self, code: int) -> None:
+        """Print the JSON object, if that was asked for."""
+        if self.as_json:
+            self.console.emit(self.document(code))
+
+    def document(self, code: int) -> Document:
+        """Return the JSON object of this command."""
         body: Document = {"version": 1, "command": self.command}
         if self.certificates is not None:
             body["certificates"] = self.certificates
         elif self.own is None:
             body["dry_run"] = self.dry_run
-        body |= {"started": self.started, "finished": iso(utc_now()), "exit_code": int(code)}
+        finished = self.finished or iso(utc_now())
+        body |= {"started": self.started, "finished": finished, "exit_code": int(code)}
         if self.own is not None:
             body |= self.own
         elif self.certificates is None:
-            body["profiles"] = [_result_document(result) for result in self.results]
+            body["profiles"] = [result_document(result) for result in self.results]
         errors = self.errors + self.failures
         if self.certificates is not None:
             errors += [result.error for result in self.results if result.error]
@@ -6273,7 +6826,1027 @@ class Report:
         return body
 
 
-# ----- 19. Session ----------------------------------------------------------------------------
+# ----- 19. Status -----------------------------------------------------------------------------
+
+LEVELS = ("critical", "warning", "unknown", "ok")
+"""How bad it is, the worst first."""
+_STALE = dt.timedelta(hours=36)  # a nightly run that is older than this did not take place
+_LONG_OPEN = dt.timedelta(days=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """From how many days left on a certificate is a warning, and critical."""
+
+    warn: int = 14
+    critical: int = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One profile as its last command saw it (``entry``; empty: none did), judged now."""
+
+    profile: str
+    entry: Document
+    days_left: int | None
+    level: str
+    remark: str  # what is the matter with it
+
+    def text(self, key: str) -> str:
+        return str(self.entry.get(key) or "")
+
+    def moment(self, key: str) -> dt.datetime | None:
+        return parse_iso(self.entry[key]) if self.entry.get(key) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Overview:
+    """All that status tells, whatever the format; the worst items first."""
+
+    now: dt.datetime
+    limits: Limits
+    items: tuple[Item, ...]
+    run: Document | None
+    level: str
+    message: str
+
+    def count(self, level: str) -> int:
+        return sum(item.level == level for item in self.items)
+
+
+def _days(number: int) -> str:
+    return _count(number, "day")
+
+
+def _left_text(days: int) -> str:
+    return f"expired {_days(-days)} ago" if days < 0 else f"{_days(days)} left"
+
+
+def _judge_failed(entry: Document, days: int | None, limits: Limits) -> tuple[str, str]:
+    """Judge a profile that failed; without a certificate there is nothing that could last."""
+    error = entry["error"]
+    lines = error["message"].split("\n")
+    text = f"{error['kind']}: {lines[0]}" + f" (and {len(lines) - 1} more)" * (len(lines) > 1)
+    level = "critical" if days is None or days <= limits.warn else "warning"
+    return level, f"failed, {text}"
+
+
+def judge(entry: Document, now: dt.datetime, limits: Limits) -> tuple[str, str]:
+    """Return a profile's level, and what is the matter with it."""
+    end, order, state = entry.get("not_after"), entry.get("order"), entry.get("state")
+    days = (parse_iso(end) - now).days if end else None
+    due = entry.get("due") or entry.get("renews")
+    is_due = state == "due" or bool(due and parse_iso(due) <= now)
+    found = []
+    if days is not None and days <= limits.critical:
+        found.append(("critical", _left_text(days)))
+    if state in {"revoked", "not installed"}:
+        found.append(("critical", state))
+    if entry.get("error"):
+        found.append(_judge_failed(entry, days, limits))
+    if days is not None and limits.critical < days <= limits.warn and is_due:
+        found.append(("warning", _left_text(days)))
+    if order and now - parse_iso(order["since"]) >= _LONG_OPEN:
+        waiting = _days((now - parse_iso(order["since"])).days)
+        found.append(("warning", f"order {order['cert_id']} pending for {waiting}"))
+    if state == "rolled back":
+        found.append(("warning", state))
+    level = min((level for level, _ in found), key=LEVELS.index, default="ok")
+    return level, ", ".join(text for _, text in found)
+
+
+def _item(profile: str, entry: Document | None, now: dt.datetime, limits: Limits) -> Item:
+    if entry is None:
+        return Item(profile, {}, None, "unknown", "no command has handled it yet")
+    end = entry.get("not_after")
+    days = (parse_iso(end) - now).days if end else None
+    level, remark = judge(entry, now, limits)
+    return Item(profile, entry, days, level, remark)
+
+
+def _by_badness(item: Item) -> tuple[int, float, str]:
+    days = math.inf if item.days_left is None else item.days_left
+    return LEVELS.index(item.level), days, item.profile
+
+
+def _next_renewal(items: Iterable[Item], now: dt.datetime) -> tuple[str, str]:
+    """Return when the next profile becomes due, and which; two empty texts where none does."""
+    coming = [(item.text("renews"), item.profile) for item in items]
+    return min((each for each in coming if each[0] >= iso(now)), default=("", ""))
+
+
+def _all_well(items: Sequence[Item], now: dt.datetime) -> str:
+    date, profile = _next_renewal(items, now)
+    text = _count(len(items), "profile")
+    return f"{text}, next renewal {profile} on {date.partition('T')[0]}" if date else text
+
+
+def _stale_text(run: Document | None, now: dt.datetime) -> str:
+    """Say that the last full run is too long ago; empty where it is not."""
+    if run is None or (age := now - parse_iso(run["finished"])) <= _STALE:
+        return ""
+    hours = int(age.total_seconds()) // 3600
+    return f"the last full run ended {hours} hours ago, at {run['finished']}"
+
+
+def overview(
+    names: Iterable[str], last_run: Document, now: dt.datetime, limits: Limits
+) -> Overview:
+    """Judge what the last commands saw: ``names`` of profiles and the content of last-run.json."""
+    entries, run = last_run.get("profiles", {}), last_run.get("run")
+    items = sorted((_item(name, entries.get(name), now, limits) for name in names), key=_by_badness)
+    stale = _stale_text(run, now)
+    levels = [item.level for item in items] + ["critical"] * bool(stale)
+    level = min(levels, key=LEVELS.index, default="unknown")
+    remarks = [stale] * bool(stale)
+    remarks += [f"{item.profile}: {item.remark}" for item in items if item.level != "ok"]
+    more = f"and {len(remarks) - 10} more"
+    shown = remarks if len(remarks) <= 10 else [*remarks[:10], more]
+    message = "; ".join(shown) or (_all_well(items, now) if items else "there are no profiles")
+    return Overview(now, limits, tuple(items), run, level, message)
+
+
+# Formats
+
+
+def run_text(run: Document | None, clock: Callable[[str], str]) -> str:
+    """Return the line on the last full run, for people; ``clock`` writes a time."""
+    if run is None:
+        return "there was no full run yet"
+    text = f"the last full run ended {clock(run['finished'])} with exit code {run['exit_code']}"
+    success = run.get("last_success")
+    if success == run["finished"]:
+        return text
+    return f"{text}, the last success {clock(success) if success else 'never'}"
+
+
+def status_document(seen: Overview) -> Document:
+    """Return what ``status --json`` prints."""
+    keys = ("appliance", "certkey", "outcome", "state", "not_after", "renews")
+    return {
+        "version": 1,
+        "command": "status",
+        "level": seen.level,
+        "message": seen.message,
+        "last_run": seen.run,
+        "profiles": [
+            {
+                "profile": item.profile,
+                **{key: item.entry.get(key) for key in keys},
+                "days_left": item.days_left,
+                "order": item.entry.get("order"),
+                "error": item.entry.get("error"),
+                "seen": item.entry.get("seen"),
+                "level": item.level,
+            }
+            for item in seen.items
+        ],
+        "warnings": [],
+        "errors": [],
+    }
+
+
+_BREAKS_LINE = re.compile(r"[|\r\n]")
+NAGIOS_CODES: Mapping[str, int] = {"ok": 0, "warning": 1, "critical": 2, "unknown": 3}
+
+
+_LEVEL_COLOURS = {"critical": "red", "warning": "yellow", "unknown": "magenta", "ok": "green"}
+_BAR = 20  # characters
+STATUS_HEAD = (
+    "LEVEL",
+    "PROFILE",
+    "APPLIANCE",
+    "STATE",
+    "LIFETIME",
+    "DAYS",
+    "ENDS",
+    "RENEWS",
+    "REMARK",
+)
+
+
+def _life_bar(item: Item, now: dt.datetime) -> str:
+    """Draw a lifetime: what has passed, the due date, what is left."""
+    begin, due, end = (item.moment(key) for key in ("not_before", "due", "not_after"))
+    if not (begin and end) or end <= begin:
+        return ""
+    bar = list("." * _BAR)
+    passed = min(_BAR, max(0, int(_BAR * ((now - begin) / (end - begin)))))
+    bar[:passed] = "=" * passed
+    if due:
+        bar[min(_BAR - 1, max(0, int(_BAR * ((due - begin) / (end - begin)))))] = "|"
+    return f"[{''.join(bar)}]"
+
+
+def _status_row(item: Item, now: dt.datetime) -> tuple[str, ...]:
+    return (
+        item.level,
+        item.profile,
+        item.text("appliance") or "-",
+        item.text("state") or "-",
+        _life_bar(item, now),
+        "-" if item.days_left is None else str(item.days_left),
+        item.text("not_after")[:10] or "-",
+        item.text("renews")[:10] or "-",
+        item.remark,
+    )
+
+
+def status_lines(seen: Overview, room: int | None) -> list[tuple[str, str]]:
+    """Return a table of the profiles and a line on the last full run, each with its colour."""
+    rows = [STATUS_HEAD, *(_status_row(item, seen.now) for item in seen.items)]
+    lines = table(rows, room, ["LIFETIME", "APPLIANCE", "RENEWS", "REMARK", "PROFILE"])
+    colours = ["", *(_LEVEL_COLOURS[item.level] for item in seen.items)]
+    stale = _stale_text(seen.run, seen.now)
+    last = visible(stale or run_text(seen.run, str))
+    told = list(zip(lines, colours, strict=True)) if seen.items else [("there are no profiles", "")]
+    return [*told, (last[0].upper() + last[1:], "red" if stale else "")]
+
+
+def _nagios_label(profile: str) -> str:
+    name = f"profile_{profile}" if profile in {"failed", "pending"} else profile
+    name = _BREAKS_LINE.sub("/", name)
+    quoted = name.replace("'", "''")
+    return visible(f"'{quoted}'" if re.search(r"[\s=']", name) else name)
+
+
+def nagios_text(level: str, message: str) -> str:
+    """Return a monitor's line without its figures; what would end it becomes a slash."""
+    return f"CITRIXAGENT {level.upper()} - " + visible(_BREAKS_LINE.sub("/", message))
+
+
+def nagios_line(seen: Overview) -> str:
+    """Return the line that Nagios, Icinga and their kin expect of a check."""
+    limits = f";{seen.limits.warn}:;{seen.limits.critical}:;0"
+    figures = [
+        f"{_nagios_label(item.profile)}={item.days_left}{limits}"
+        for item in sorted(seen.items, key=lambda item: item.profile)
+        if item.days_left is not None
+    ]
+    figures.append(f"failed={sum(bool(item.entry.get('error')) for item in seen.items)}")
+    figures.append(f"pending={sum(item.text('outcome') == 'pending' for item in seen.items)}")
+    return f"{nagios_text(seen.level, seen.message)} | {' '.join(figures)}"
+
+
+def _label(value: str) -> str:
+    for character, escaped in (("\\", r"\\"), ('"', r"\""), ("\n", r"\n")):
+        value = value.replace(character, escaped)
+    return value
+
+
+def _sample(name: str, value: float, **labels: str) -> str:
+    inside = ",".join(f'{key}="{_label(visible(text))}"' for key, text in labels.items())
+    return f"citrixagent_{name}{{{inside}}} {value}" if inside else f"citrixagent_{name} {value}"
+
+
+def _seconds(item: Item, key: str) -> int | None:
+    moment = item.moment(key)
+    return int(moment.timestamp()) if moment else None
+
+
+def _certificate_samples(name: str, key: str, items: Iterable[Item]) -> list[str]:
+    return [
+        _sample(
+            name,
+            seconds,
+            profile=item.profile,
+            appliance=item.text("appliance"),
+            certkey=item.text("certkey"),
+        )
+        for item in items
+        if (seconds := _seconds(item, key)) is not None
+    ]
+
+
+def _run_samples(run: Document | None, key: str, name: str) -> list[str]:
+    if not run or run.get(key) is None:
+        return []
+    value = run[key] if key == "exit_code" else int(parse_iso(run[key]).timestamp())
+    return [_sample(name, value)]
+
+
+def _failure_sample(item: Item) -> str:
+    error = item.entry.get("error") or {}
+    return _sample(
+        "profile_failed", int(bool(error)), profile=item.profile, kind=error.get("kind", "")
+    )
+
+
+def metrics(seen: Overview) -> str:
+    """Return the text for Prometheus' node exporter."""
+    items = sorted((i for i in seen.items if i.entry), key=lambda item: item.profile)
+    orders = [item for item in items if item.entry.get("order")]
+    families = {
+        "certificate_not_after_timestamp_seconds": (
+            "When the installed certificate ends.",
+            _certificate_samples("certificate_not_after_timestamp_seconds", "not_after", items),
+        ),
+        "certificate_renewal_timestamp_seconds": (
+            "When the installed certificate becomes due.",
+            _certificate_samples("certificate_renewal_timestamp_seconds", "renews", items),
+        ),
+        "profile_failed": (
+            "Whether the last command for the profile failed, and the kind of error.",
+            [_failure_sample(item) for item in items],
+        ),
+        "order_open_since_timestamp_seconds": (
+            "Since when an order waits at SCM.",
+            [
+                _sample(
+                    "order_open_since_timestamp_seconds",
+                    int(parse_iso(item.entry["order"]["since"]).timestamp()),
+                    profile=item.profile,
+                )
+                for item in orders
+            ],
+        ),
+        "last_run_timestamp_seconds": (
+            "When the last full run ended.",
+            _run_samples(seen.run, "finished", "last_run_timestamp_seconds"),
+        ),
+        "last_success_timestamp_seconds": (
+            "When the last full run ended that had exit code 0 or 5.",
+            _run_samples(seen.run, "last_success", "last_success_timestamp_seconds"),
+        ),
+        "last_run_exit_code": (
+            "The exit code of the last full run.",
+            _run_samples(seen.run, "exit_code", "last_run_exit_code"),
+        ),
+        "build_info": ("The program's version.", [_sample("build_info", 1, version=__version__)]),
+    }
+    lines = []
+    for name, (text, samples) in families.items():
+        if samples:
+            head = [f"# HELP citrixagent_{name} {text}", f"# TYPE citrixagent_{name} gauge"]
+            lines += [*head, *samples]
+    return "\n".join(lines) + "\n"
+
+
+# The page
+
+_STYLE = """
+:root{color-scheme:light dark;
+--paper:#f6f7f9;--card:#fff;--ink:#16202c;--soft:#5a6675;--line:#dfe4ea;
+--track:#e4e9ef;--ok:#1a7f4b;--warning:#a85b00;--critical:#c3262e;--unknown:#65717f;--today:#16202c}
+@media (prefers-color-scheme:dark){:root{
+--paper:#10151b;--card:#182029;--ink:#e6ebf0;--soft:#9aa7b4;
+--line:#2a3541;--track:#2a3541;--ok:#4cc38a;--warning:#f0a13c;--critical:#ff7b7b;--unknown:#98a4b1;
+--today:#e6ebf0}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.45 system-ui,sans-serif;
+overflow-wrap:anywhere}
+main{max-width:1100px;margin:0 auto;padding:28px 20px 48px}
+h1{font-size:1.55rem;line-height:1.25;margin:0}
+h2{font-size:1.05rem;margin:0}
+p{margin:0}
+.soft{color:var(--soft);font-size:.87rem}
+.ok{--tone:var(--ok)}.warning{--tone:var(--warning)}.critical{--tone:var(--critical)}
+.unknown{--tone:var(--unknown)}
+.verdict{border-left:6px solid var(--tone);padding-left:16px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:12px;margin:22px 0}
+.tile,section{background:var(--card);border:1px solid var(--line);border-radius:10px}
+.tile{padding:12px 16px}
+.tile b{font-size:1.35rem;line-height:1.35;font-variant-numeric:tabular-nums}
+.tile b,.tile .soft{display:block;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
+.tile.some b{color:var(--tone)}
+section{margin:0 0 18px;padding:16px 18px 8px}
+.head{display:flex;flex-wrap:wrap;gap:2px 14px;align-items:baseline;justify-content:space-between}
+.row,.axis{display:grid;grid-template-columns:minmax(0,15rem) minmax(0,1fr) 6rem 6rem 6.5rem;
+gap:0 16px;align-items:center}
+.row{border-top:1px solid var(--line);break-inside:avoid;font-variant-numeric:tabular-nums}
+.row>:not(svg){padding:7px 0}
+.axis{color:var(--soft);font-size:.74rem;padding-top:8px}
+.name{font-weight:600}
+.badge{display:inline-block;border:1px solid var(--tone);color:var(--tone);border-radius:99px;
+padding:0 8px;font-size:.74rem;line-height:1.5;white-space:nowrap}
+.left{color:var(--tone);font-weight:600;text-align:right}.axis .left{color:inherit;font-weight:400}
+.day i{display:none}
+.trouble{list-style:none;margin:10px 0 8px;padding:0}
+.trouble li{border-top:1px solid var(--line);padding:7px 0;break-inside:avoid}
+.trouble .remark{color:var(--tone)}
+svg{display:block;width:100%;height:40px;overflow:hidden}
+.axis svg{height:18px}
+.base{fill:var(--card)}.track{fill:var(--track)}.past{fill:var(--tone);opacity:.36}.rest{fill:var(--tone)}
+.mid{transform:translateY(-5px)}
+.due{stroke:var(--ink);stroke-width:2}
+.today{stroke:var(--today);stroke-width:1.5;stroke-dasharray:3 2}
+.axis text{fill:var(--soft);font-size:11px}.axis .now{fill:var(--ink);font-weight:600}
+.legend{display:flex;flex-wrap:wrap;gap:4px 20px;margin:0 0 14px}
+.legend svg{display:inline-block;width:30px;height:14px;vertical-align:-2px;margin-right:6px}
+footer{margin-top:24px}
+@media (max-width:720px){
+main{padding:18px 12px 32px}section{padding:14px 12px 6px}
+.row{grid-template-columns:auto auto minmax(0,1fr)}
+.row>:not(svg){padding:3px 0}.row>:first-child{grid-column:1/-1;padding-top:8px!important}
+.row svg{grid-column:1/-1;height:26px}
+.row .day{color:var(--soft);font-size:.87rem;padding-bottom:8px}.row .left{padding-bottom:8px}
+.day i{display:inline;font-style:normal}
+.axis{display:block}.axis>span{display:none}
+}
+@media print{
+:root{--paper:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#bbb;--track:#e2e2e2;--ok:#1a7f4b;
+--warning:#a85b00;--critical:#c3262e;--unknown:#555;--today:#000;color-scheme:light}
+.row,.axis{grid-template-columns:minmax(0,9rem) minmax(0,1fr) 5.2rem 5.2rem 4.6rem;gap:0 10px}
+.tile{padding:6px 10px}.tile b{font-size:1.1rem}svg{height:32px}
+body{font-size:9.5pt}main{max-width:none;padding:0}section{border:0;padding:8px 0}
+.head{break-after:avoid}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}
+}
+""".strip()
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """The stretch of time that every line of a page shows."""
+
+    start: dt.datetime
+    end: dt.datetime
+    now: dt.datetime
+
+    def at(self, moment: dt.datetime) -> float:
+        """Return where a moment lies, in per cent; what is outside lies at the edge."""
+        share = (moment - self.start) / (self.end - self.start)
+        return round(100 * min(1.0, max(0.0, share)), 2)
+
+    def months(self) -> list[dt.datetime]:
+        """Return the firsts of months to label, so few that the labels have room."""
+        first = self.start.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        count = (self.end.year - first.year) * 12 + self.end.month - first.month + 1
+        step = next(step for step in (1, 2, 3, 6, 12, 60, 600) if count <= 9 * step or step == 600)
+        months = (first.month - 1 + number for number in range(count))
+        found = (first.replace(year=first.year + m // 12, month=m % 12 + 1) for m in months)
+        return [m for m in found if (m.month - 1) % min(step, 12) == 0 and m > self.start]
+
+
+def _scale(items: Iterable[Item], now: dt.datetime) -> Scale:
+    """Return a scale that holds every certificate; of very long lives only the part near today."""
+    moments = [item.moment(key) for item in items for key in ("not_before", "not_after")]
+    known = [moment for moment in moments if moment]
+    start = max(min([*known, now - dt.timedelta(days=14)]), now - dt.timedelta(days=200))
+    end = min(max([*known, now + dt.timedelta(days=30)]), now + dt.timedelta(days=420))
+    return Scale(start, end + dt.timedelta(days=4), now)
+
+
+def _escape(text: str) -> str:
+    return html.escape(visible(text))
+
+
+def _bar(kind: str, left: float, right: float) -> str:
+    width = max(0.0, round(right - left, 2))
+    return f'<rect class="{kind} mid" x="{left}%" y="50%" width="{width}%" height="10"/>'
+
+
+def _mark(kind: str, at: float, top: str = "0", bottom: str = "100%") -> str:
+    return f'<line class="{kind}" x1="{at}%" x2="{at}%" y1="{top}" y2="{bottom}"/>'
+
+
+def _life_text(item: Item) -> str:
+    """Say in words what the line of time shows."""
+    dates = {"from": "not_before", "due": "due", "until": "not_after"}
+    parts = [f"{word} {item.text(key)[:10]}" for word, key in dates.items() if item.text(key)]
+    return ", ".join(parts) or "no certificate"
+
+
+def _timeline(item: Item, scale: Scale) -> str:
+    """Draw one certificate's life: what has passed, what is left, the due date and today."""
+    begin, due, end = (item.moment(key) for key in ("not_before", "due", "not_after"))
+    today = scale.at(scale.now)
+    parts = [f"<title>{_escape(_life_text(item))}</title>"]
+    parts += ['<rect class="track" x="0" y="50%" width="100%" height="1"/>']
+    if end:
+        first, last = scale.at(begin or min(scale.now, end)), scale.at(end)
+        middle = min(max(today, first), last)
+        parts += [_bar("base", first, last), _bar("past", first, middle)]
+        parts += [_bar("rest", middle, last)]
+    if due:
+        parts.append(_mark("due", scale.at(due), "22%", "78%"))
+    parts.append(_mark("today", today))
+    return f'<svg role="img">{"".join(parts)}</svg>'
+
+
+def _axis(scale: Scale) -> str:
+    today = scale.at(scale.now)
+    labels = []
+    for month in scale.months():
+        at = scale.at(month)
+        text = _MONTHS[month.month - 1] + (f" {month.year}" if month.month == 1 else "")
+        if abs(at - today) > 9 and at < 95:
+            labels.append(f'<text x="{at}%" y="13" text-anchor="middle">{text}</text>')
+    anchor = "start" if today < 4 else "middle"
+    labels.append(f'<text class="now" x="{today}%" y="13" text-anchor="{anchor}">today</text>')
+    axis = f'<svg aria-hidden="true">{"".join(labels)}</svg>'
+    heads = '<span>renews</span><span>ends</span><span class="left">left</span>'
+    return f'<div class="axis"><span></span>{axis}{heads}</div>'
+
+
+def _day_html(label: str, time: str) -> str:
+    day = time.partition("T")[0]
+    return f'<div class="day"><i>{label} </i>{_escape(day)}</div>' if day else "<div></div>"
+
+
+def _item_html(item: Item, scale: Scale) -> str:
+    certkey = item.text("certkey")
+    second = f'<br><span class="soft">{_escape(certkey)}</span>' if certkey != item.profile else ""
+    left = "no certificate" if item.days_left is None else _left_text(item.days_left)
+    return (
+        f'<div class="row {item.level}"><div><span class="name">{_escape(item.profile)}</span> '
+        f'<span class="badge">{_escape(item.text("state") or "unknown")}</span>{second}</div>'
+        f"{_timeline(item, scale)}{_day_html('renews', item.text('renews'))}"
+        f"{_day_html('ends', item.text('not_after'))}"
+        f'<div class="left">{_escape(left.removesuffix(" left"))}</div></div>'
+    )
+
+
+def _section_html(appliance: str, items: Sequence[Item], scale: Scale) -> str:
+    counts = [(level, sum(item.level == level for item in items)) for level in LEVELS]
+    told = ", ".join(f"{number} {level}" for level, number in counts if number)
+    rows = "".join(_item_html(item, scale) for item in items)
+    title = _escape(appliance) if appliance else "appliance not known"
+    return (
+        f'<section><div class="head"><h2>{title}</h2><span class="soft">'
+        f"{_count(len(items), 'certificate')}: {told}</span></div>{_axis(scale)}{rows}</section>"
+    )
+
+
+def _trouble_row(level: str, appliance: str, remark: str, names: Sequence[str]) -> str:
+    who = names[0] if len(names) == 1 else f"{len(names)} profiles: {some_of(names)}"
+    return (
+        f'<li class="{level}"><span class="badge">{level}</span> '
+        f'<span class="name">{_escape(who)}</span> <span class="soft">{_escape(appliance)}</span> '
+        f'<span class="remark">{_escape(remark)}</span></li>'
+    )
+
+
+def _trouble_html(items: Iterable[Item]) -> str:
+    """List what needs a look, wherever it is, the same trouble once; empty where nothing does."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for item in items:
+        if item.level != "ok":
+            key = (item.level, item.text("appliance"), item.remark)
+            groups.setdefault(key, []).append(item.profile)
+    rows = "".join(_trouble_row(*key, names) for key, names in groups.items())
+    title = '<div class="head"><h2>What needs a look</h2></div>'
+    return f'<section>{title}<ul class="trouble">{rows}</ul></section>' if rows else ""
+
+
+def _tile(level: str, number: str, text: str, *, some: bool) -> str:
+    return (
+        f'<div class="tile {level}{" some" * some}"><b>{_escape(number)}</b>'
+        f'<span class="soft">{_escape(text)}</span></div>'
+    )
+
+
+def _tiles(seen: Overview) -> str:
+    tiles = [
+        _tile(level, str(seen.count(level)), level, some=bool(seen.count(level)))
+        for level in LEVELS
+    ]
+    date, profile = _next_renewal(seen.items, seen.now)
+    if date:
+        tiles.append(_tile("ok", date[:10], f"next renewal: {profile}", some=False))
+    return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+_LEGEND = (
+    '<p class="legend soft"><span><svg class="ok"><rect class="past" y="2" width="14" height="10"/>'
+    '<rect class="rest" x="14" y="2" width="16" height="10"/></svg>lifetime: passed, left</span>'
+    '<span><svg><line class="due" x1="15" x2="15" y1="0" y2="14"/></svg>becomes due</span>'
+    '<span><svg><line class="today" x1="15" x2="15" y1="0" y2="14"/></svg>today</span></p>'
+)
+
+
+def _verdict(seen: Overview) -> str:
+    troubled, number = sum(item.level != "ok" for item in seen.items), len(seen.items)
+    if stale := _stale_text(seen.run, seen.now):
+        return stale[0].upper() + stale[1:]
+    if not number:
+        return "There are no profiles"
+    if not troubled:
+        return "All is well"
+    return f"{troubled} of {_count(number, 'certificate')} need{'s' * (troubled == 1)} a look"
+
+
+def _time_html(time: str) -> str:
+    return (
+        f'<time datetime="{_escape(time)}">{_escape(time[:10])} {_escape(time[11:16])} UTC</time>'
+    )
+
+
+def status_page(seen: Overview) -> str:
+    """Return one HTML page that needs nothing else: no script, no font, no address outside."""
+    groups: dict[str, list[Item]] = {}
+    for item in seen.items:  # the worst first: so the group of the worst comes first as well
+        groups.setdefault(item.text("appliance"), []).append(item)
+    scale = _scale(seen.items, seen.now)
+    sections = "".join(_section_html(name, members, scale) for name, members in groups.items())
+    made = f"Made {_time_html(iso(seen.now))}; {run_text(seen.run, _time_html)}."
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Certificates: {_escape(seen.level)}</title><style>\n{_STYLE}\n</style></head>"
+        f'<body><main><header class="verdict {seen.level}"><h1>{_escape(_verdict(seen))}</h1>'
+        f'<p class="soft">{made}</p></header>{_tiles(seen)}{_trouble_html(seen.items)}'
+        f"{_LEGEND if seen.items else ''}{sections}"
+        f'<footer class="soft">citrixagent {__version__}</footer></main></body></html>\n'
+    )
+
+
+# Remembering what was seen
+
+_CARRIED = ("appliance", "certkey", "not_after", "serial", "cert_id")
+_CARRIED_STANDING = ("state", "not_before", "due", "renews", "order")
+
+
+def _last_entry(result: Result, before: Document, report: Report) -> Document:
+    """Return what is kept of one profile's result; what was not looked at is known from before."""
+    entry = result_document(result) | {"seen": report.finished}
+    if result.standing:
+        entry |= dataclasses.asdict(result.standing)
+    else:
+        entry |= {key: entry[key] or before.get(key) for key in _CARRIED}
+        entry |= {key: before.get(key) for key in _CARRIED_STANDING}
+        told = STATES.index("failed")
+        if result.error and before.get("state") not in STATES[:told]:
+            entry["state"] = "failed"
+    return entry | {"printed": report.printed.since.get(result.profile, {})}
+
+
+def _last_full_run(before: Document | None, report: Report, code: int) -> Document:
+    success = report.finished if code in {ExitCode.OK, ExitCode.PENDING} else None
+    return {
+        "started": report.started,
+        "finished": report.finished,
+        "exit_code": int(code),
+        "last_success": success or (before or {}).get("last_success"),
+    }
+
+
+def last_run_after(before: Document, report: Report, code: int, *, is_full: bool) -> Document:
+    """Return what last-run.json holds after a command; a full run drops profiles that are gone."""
+    old = before.get("profiles", {})
+    seen = {
+        result.profile: _last_entry(result, old.get(result.profile, {}), report)
+        for result in report.results
+    }
+    run = before.get("run")
+    return {
+        "run": _last_full_run(run, report, code) if is_full else run,
+        "profiles": seen if is_full and seen else {**old, **seen},
+    }
+
+
+# ----- 20. Notification -----------------------------------------------------------------------
+
+_CHANGES = frozenset({"enrolled", "renewed", "replaced", "repaired", "revoked", "rolled_back"})
+_HOOKED = frozenset({"enrolled", "renewed", "replaced", "rolled_back"})
+_MAIL_LIMIT = 30.0  # seconds for all of a mail
+_PING_LIMIT = 10.0  # for one attempt
+_PING_BODY = 10_000  # bytes
+_HOOKS_AT_ONCE, _HOOKS_OVERDUE = 8, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Story:
+    """What a command has to tell: levels by the profiles that it handled.
+
+    The profile without a name stands for what went wrong and belongs to none.
+    """
+
+    levels: Mapping[str, str]
+    failed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    kind: str = ""  # of what belongs to no profile
+
+    @property
+    def trouble(self) -> dict[str, str]:
+        return {n: level for n, level in self.levels.items() if level in {"warning", "critical"}}
+
+
+def _told_of(story: Story, told: Mapping[str, Document]) -> dict[str, str]:
+    """Return what was told last of the profiles that this command handled."""
+    return {name: told[name]["level"] for name in told if name in story.levels}
+
+
+def is_worth_telling(
+    when: str, story: Story, told: Mapping[str, Document], now: dt.datetime
+) -> bool:
+    """Tell whether somebody wants to hear a story, by what they were told before.
+
+    ``told``: level and time for each profile in trouble.
+    """
+    trouble = story.trouble
+    if when == "always" or _told_of(story, told) != trouble:
+        return True
+    if any(now - parse_iso(told[name]["at"]) >= _PRINTED_FOR for name in trouble):
+        return True
+    return when == "change" and bool(story.changed)
+
+
+def told_after(story: Story, told: Mapping[str, Document], now: dt.datetime) -> dict[str, Document]:
+    """Return what a channel has been told once it was told a story."""
+    others = {name: each for name, each in told.items() if name not in story.levels}
+    return others | {n: {"level": level, "at": iso(now)} for n, level in story.trouble.items()}
+
+
+def _names_in_brackets(names: Sequence[str], kind: str) -> str:
+    shown = [name or kind for name in names[:10]]
+    more = [f"and {len(names) - 10} more"] if len(names) > 10 else []
+    return f"({', '.join([*shown, *more])})"
+
+
+def subject_of(story: Story, told: Mapping[str, Document]) -> str:
+    """Return the subject of a mail."""
+    number, trouble = len(story.levels), list(story.trouble)
+    shown = functools.partial(_names_in_brackets, kind=story.kind)
+    if story.failed:
+        text = f"{len(story.failed)} of {number} failed {shown(story.failed)}"
+    elif trouble:
+        text = f"{len(trouble)} of {number} need a look {shown(trouble)}"
+    elif _told_of(story, told):
+        text = f"all {number} well again"
+    elif story.changed:
+        text = f"{len(story.changed)} of {number} changed {shown(story.changed)}"
+    else:
+        text = f"{number} unchanged"
+    return f"citrixagent: {text}"
+
+
+def story_of(report: Report, last_run: Document, now: dt.datetime) -> Story:
+    """Return what a report has to tell, with the levels that status would give."""
+    entries, limits = last_run.get("profiles", {}), Limits()
+    levels = {r.profile: judge(entries[r.profile], now, limits)[0] for r in report.results}
+    errors = report.errors + report.failures
+    if errors:
+        levels[""] = "warning"
+    failed = [result.profile for result in report.results if result.error]
+    return Story(
+        levels,
+        failed=(*failed, *([""] if errors else [])),
+        changed=tuple(r.profile for r in report.results if r.outcome in _CHANGES),
+        kind=errors[0].kind if errors else "",
+    )
+
+
+def within(seconds: float, do: Callable[[], str], interrupt: Interrupt) -> str:
+    """Return what a call returns: what went wrong, or nothing; also that it took too long.
+
+    It is left alone then: a thread that hangs in a name server ends with the process.
+    """
+    answers: list[str] = []
+    thread = threading.Thread(target=lambda: answers.append(do()), daemon=True)
+    thread.start()
+    end = time.monotonic() + seconds
+    while thread.is_alive() and time.monotonic() < end:
+        thread.join(0.05)
+        interrupt.check()
+    if answers:
+        return answers[0]
+    return f"no answer within {seconds:.0f} s" if thread.is_alive() else "unexpected error"
+
+
+def _letter(mail: Mail, subject: str, body: str) -> email.message.EmailMessage:
+    letter = email.message.EmailMessage()
+    letter["Subject"], letter["From"], letter["To"] = subject, mail.sender, ", ".join(mail.to)
+    letter["Date"] = email.utils.format_datetime(utc_now())
+    letter["Message-ID"] = email.utils.make_msgid(domain=mail.sender.rpartition("@")[2])
+    letter["Auto-Submitted"] = "auto-generated"
+    letter.set_content(body)
+    return letter
+
+
+def _hand_over(mail: Mail, letter: email.message.EmailMessage) -> None:
+    """Give a letter to the mail server; without the TLS that was asked for nothing is sent."""
+    import smtplib
+
+    host, port = mail.host, mail.port
+    trust, name = ssl.create_default_context(), socket.gethostname()
+    if mail.security == "tls":
+        server: smtplib.SMTP = smtplib.SMTP_SSL(host, port, name, timeout=10, context=trust)
+    else:
+        server = smtplib.SMTP(host, port, name, timeout=10)
+    with server:
+        if mail.security == "starttls":
+            server.starttls(context=trust)
+        if mail.username:
+            server.login(mail.username, mail.password.value)
+        server.send_message(letter)
+
+
+def _mail_words(error: smtplib.SMTPException) -> str:
+    import smtplib
+
+    if isinstance(error, smtplib.SMTPAuthenticationError):
+        return f"the login was refused ({error.smtp_code})"
+    if isinstance(error, smtplib.SMTPNotSupportedError):
+        return "it does not offer what notify.mail.security or username asks for"
+    if isinstance(error, smtplib.SMTPRecipientsRefused):
+        return f"it takes no mail for {', '.join(error.recipients)}"
+    if isinstance(error, smtplib.SMTPResponseException):
+        said = error.smtp_error
+        text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+        return f"{error.smtp_code} {one_line(text)}"
+    return "the connection broke"
+
+
+def send_mail(mail: Mail, subject: str, body: str) -> str:
+    """Send a mail; say what went wrong, or nothing."""
+    import smtplib
+
+    host = f"{mail.host}:{mail.port}"
+    try:
+        _hand_over(mail, _letter(mail, subject, body))
+    except smtplib.SMTPException as error:
+        return f"{host}: {_mail_words(error)}"
+    except (OSError, ValueError) as error:
+        return f"{host}: {_words(error)}"
+    return ""
+
+
+def with_suffix(url: str, suffix: str) -> str:
+    """Return a URL with something after its path, before what it asks for."""
+    parts = urllib.parse.urlsplit(url)
+    return parts._replace(path=parts.path.rstrip("/") + suffix).geturl()
+
+
+def send_ping(url: str, body: bytes, proxies: Mapping[str, str] | None) -> str:
+    """Send a ping; say what went wrong, or nothing."""
+    import requests
+
+    session = _session(Tls())
+    try:
+        answer = session.post(
+            url,
+            data=body,
+            timeout=_PING_LIMIT,
+            verify=_verification(Tls()),
+            proxies=dict(proxies or requests.utils.get_environ_proxies(url)),
+            allow_redirects=False,
+            headers={"Content-Type": "text/plain; charset=utf-8"},
+            stream=True,
+        )
+    except requests.RequestException as error:
+        return _words(_causes(error)[-1])
+    finally:
+        session.close()
+    return "" if 200 <= answer.status_code < 300 else f"HTTP {answer.status_code}"
+
+
+class Channels:
+    """The ways in which others are told of a command: a program, mail, a ping.
+
+    What fails is a warning, changes no exit code, and is tried again by the next run.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        programs: Programs,
+        proxy: str | None,
+        report: Report,
+        context: Context,
+    ) -> None:
+        self._settings = settings
+        self._programs = programs
+        self._proxies = {"https": proxy, "http": proxy} if proxy else None
+        self._report = report
+        self._context = context
+
+    # Hooks
+
+    def after_change(self) -> None:
+        """Run the program for each profile that has another certificate now."""
+        words = self._settings.after_change
+        changed = [each for each in self._report.results if each.outcome in _HOOKED]
+        if not words or not changed:
+            return
+        overdue: list[str] = []
+        with concurrent.futures.ThreadPoolExecutor(max_workers=_HOOKS_AT_ONCE) as pool:
+            hook = functools.partial(self._run_hook, words, overdue)
+            for done in [pool.submit(hook, result) for result in changed]:
+                done.result()
+
+    def _run_hook(self, words: Sequence[str], overdue: list[str], result: Result) -> None:
+        name = result.profile
+        if len(overdue) >= _HOOKS_OVERDUE:
+            text = f"after_change was skipped: it ran out of time for {', '.join(overdue[:2])}"
+            self._report.warn_late(text, name)
+            return
+        document = self._context.redactor.hide_in(result_document(result))
+        problem = self._run(words, document, {"CITRIXAGENT_PROFILE": name}, overdue, name)
+        if problem:
+            self._report.warn_late(f"after_change: {problem}", name)
+
+    def _run(
+        self,
+        words: Sequence[str],
+        document: Document,
+        extra: Mapping[str, str],
+        overdue: list[str],
+        name: str,
+    ) -> str:
+        """Run a program; say what went wrong, or nothing."""
+        data = json.dumps(document).encode()
+        try:
+            ended = self._programs.run(words, data, extra)
+        except AgentError as error:
+            return error.message
+        if ended.code is None:
+            overdue.append(name)
+            return f"{words[0]} did not end in time and was stopped"
+        said = f": {ended.words}" if ended.words else ""
+        return f"{words[0]} ended with {ended.code}{said}" if ended.code else ""
+
+    # Notification
+
+    def notify(self, story: Story, code: int, told: Document) -> Document:
+        """Tell program and mail what they want to hear; return what each has been told then."""
+        settings, now = self._settings, utc_now()
+        ways: dict[str, Callable[[Document], str]] = {}
+        if words := settings.notify_command:
+            ways["command"] = functools.partial(self._tell_program, words, story, code)
+        if settings.mail:
+            ways["mail"] = functools.partial(self._tell_by_mail, settings.mail, story)
+        after = dict(told)
+        for name, tell in ways.items():
+            channel = told.get(name, {"told": {}})
+            if channel.get("owed") or is_worth_telling(
+                settings.notify_when, story, channel["told"], now
+            ):
+                problem = tell(channel)
+                if problem:
+                    self._report.warn_late(f"notify.{name}: {problem}; the next run tries again")
+                    after[name] = channel | {"owed": True}
+                else:
+                    log.info("notify.%s: told", name)
+                    after[name] = {"told": told_after(story, channel["told"], now)}
+        return after
+
+    def _tell_program(
+        self, words: Sequence[str], story: Story, code: int, _channel: Document
+    ) -> str:
+        document = self._context.redactor.hide_in(self._report.document(code))
+        extra = {
+            "CITRIXAGENT_EXIT_CODE": str(int(code)),
+            "CITRIXAGENT_FAILED": "\n".join(name for name in story.failed if name),
+            "CITRIXAGENT_CHANGED": "\n".join(story.changed),
+        }
+        return self._run(words, document, extra, [], "")
+
+    def _tell_by_mail(self, mail: Mail, story: Story, channel: Document) -> str:
+        subject = self._clean(subject_of(story, channel["told"]))
+        body = "\n".join(map(self._clean, self._report.text())) + "\n"
+        do = functools.partial(send_mail, mail, subject, body)
+        return within(_MAIL_LIMIT, do, self._context.interrupt)
+
+    def _clean(self, line: str) -> str:
+        return visible(self._context.redactor.hide(line))
+
+    # Ping
+
+    def ping_start(self) -> None:
+        self._ping("/start", b"")
+
+    def ping_end(self, code: int) -> None:
+        """Tell how the run ended; an order that waits is no failure."""
+        lines = "\n".join(map(self._clean, self._report.text())).encode(errors="replace")
+        self._ping(
+            f"/{0 if code == ExitCode.PENDING else int(code)}",
+            lines[:_PING_BODY].decode(errors="ignore").encode(),
+        )
+
+    def _ping(self, suffix: str, body: bytes) -> None:
+        if not self._settings.ping_url.value:
+            return
+        url = with_suffix(self._settings.ping_url.value, suffix)
+        do = functools.partial(send_ping, url, body, self._proxies)
+        problems = []
+        for _ in range(2):
+            if not (problem := within(_PING_LIMIT, do, self._context.interrupt)):
+                return
+            problems.append(problem)
+        self._report.warn_late(f"ping_url: {problems[-1]}")
+
+
+# The file for the node exporter
+
+
+def write_metrics(path: pathlib.Path, text: str) -> None:
+    """Replace the metrics file in one step; a link in its place is replaced, not followed."""
+    temporary = path.with_name(f".{path.name[:200]}.{random.getrandbits(48):x}")
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        descriptor = os.open(temporary, flags, 0o644)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            os.fchmod(descriptor, 0o644)
+            file.write(text)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise AgentError("config", f"{path} cannot be written: {error.strerror}") from None
+
+
+# ----- 21. Session ----------------------------------------------------------------------------
 
 _LOG_SIZE, _LOG_FILES = 1_000_000, 5
 
@@ -6296,7 +7869,20 @@ class _UtcFormatter(logging.Formatter):
         self._redactor = redactor
 
     def format(self, record: logging.LogRecord) -> str:
-        return self._redactor.hide(super().format(record))
+        lines = self._redactor.hide(super().format(record)).split("\n")
+        return "\n".join(map(visible, lines)) if record.exc_info else visible("\n".join(lines))
+
+
+class _ConsoleHandler(logging.Handler):
+    """Shows the log on stderr, between what else is printed there."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for line in self.format(record).split("\n"):
+            self._console.complain(line)
 
 
 def _log_to(file: pathlib.Path) -> logging.Handler:
@@ -6311,7 +7897,9 @@ def _log_to(file: pathlib.Path) -> logging.Handler:
 
 
 @contextlib.contextmanager
-def _logging(level: int, redactor: Redactor, log_file: pathlib.Path | None) -> Iterator[None]:
+def _logging(
+    level: int, redactor: Redactor, console: Console, log_file: pathlib.Path
+) -> Iterator[None]:
     """Send the log to stderr, as far as asked for, and to a file that is rotated.
 
     A log that cannot be written stops nothing.
@@ -6319,10 +7907,10 @@ def _logging(level: int, redactor: Redactor, log_file: pathlib.Path | None) -> I
     logging.raiseExceptions = False
     handlers: list[logging.Handler] = []
     if level:
-        handlers.append(logging.StreamHandler())
+        handlers.append(_ConsoleHandler(console))
         handlers[0].setLevel(logging.DEBUG if level > 1 else logging.INFO)
     with contextlib.suppress(OSError):
-        handlers += [_log_to(log_file)] if log_file else []
+        handlers.append(_log_to(log_file))
     log.setLevel(logging.DEBUG if level > 1 else logging.INFO)
     log.propagate = False
     for handler in handlers:
@@ -6380,49 +7968,184 @@ def not_accepted_text(home: pathlib.Path) -> str:
     )
 
 
+_TELLING = frozenset({"run", "enroll", "renew", "replace", "revoke", "rollback"})
+
+
 class Session:
     """One command from its options to its exit code."""
 
-    def __init__(self, app: App, command: str, *, as_json: bool, dry_run: bool = False) -> None:
+    def __init__(
+        self,
+        app: App,
+        command: str,
+        *,
+        as_json: bool,
+        dry_run: bool = False,
+        names: Sequence[str] = (),
+    ) -> None:
         self.app = app
         self.redactor = Redactor()
         self.context = Context(Interrupt(), self.redactor)
         self.store = Store(app.home)
         self.home = Home(app.home, self.redactor)
         self.settings = Settings()
+        self.proxy: str | None = None
+        self.is_locked = False
+        self._names = names
+        self._tells = command in _TELLING and not dry_run
+        self._is_full = self._tells and command == "run" and not names
+        self._held = contextlib.ExitStack()  # the lock
+        self._logs = contextlib.ExitStack()
+        self._last_run: Document = {}
         console = Console(self.redactor, quiet=as_json)
         self.report = Report(command, console, as_json, dry_run=dry_run, verbose=app.verbosity > 0)
 
     def run(self, body: Callable[[Session], None]) -> NoReturn:
         """Run a command's body and end the process with what came of it."""
         os.umask(0o077)
+        with self._logs, self._held:
+            code = self._carry_out(body)
+            try:
+                code = self._come_to_an_end(code)
+            except OSError:  # a full disk, a pipe that nobody reads: the exit code still tells
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self._log_end(code)
+        sys.exit(code)
+
+    def _carry_out(self, body: Callable[[Session], None]) -> int:
+        report = self.report
         try:
             self.context.interrupt.listen()
             self.require_agreement()
+            self._log_start()
             with _warnings_to_log():
                 body(self)
         except AgentError as error:
-            self.report.errors.append(error)
+            report.errors.append(error)
         except click.UsageError as error:
-            if not self.report.as_json:
+            if not report.as_json:
                 raise
-            self.report.errors.append(AgentError("config", error.message))
-            self.report.tell(ExitCode.USAGE)
-            sys.exit(ExitCode.USAGE)
+            report.errors.append(AgentError("config", error.message))
+            self._tells = False
+            return ExitCode.USAGE
         except Interrupted:
             log.info("interrupted")
         stopped = self.context.interrupt.signal
-        code = 128 + stopped if stopped else self.report.exit_code()
+        return 128 + stopped if stopped else report.exit_code()
+
+    def _log_start(self) -> None:
+        sudo = f" (sudo by {os.environ['SUDO_USER']})" if "SUDO_USER" in os.environ else ""
+        names = " ".join(["", *self._names]) + " --dry-run" * self.report.dry_run
+        who = f"user {_user()}{sudo}, version {__version__}, pid {os.getpid()}"
+        log.info("%s%s: started, %s", self.report.command, names, who)
+
+    def _log_end(self, code: int) -> None:
+        took = utc_now() - parse_iso(self.report.started)
+        seconds = took.total_seconds()
+        log.info("%s: ended with exit code %d after %.0f s", self.report.command, code, seconds)
+
+    def _come_to_an_end(self, code: int) -> int:
+        """Tell the results, write them down, let the next run in, tell others, print the JSON."""
+        report = self.report
+        self._last_run = self._known_last_run()
+        told = self._known_told() if self._tells else {}
+        before = {
+            name: each["printed"] for name, each in self._last_run.get("profiles", {}).items()
+        }
+        report.printed = Printed({**before, "": told.get("warnings", {})})
+        report.tell()
+        self._log_results()
+        if self._tells and code != ExitCode.LOCKED:
+            self._write_down(code)
+        self._held.close()
+        if self._tells and not self.context.interrupt.signal:
+            self._tell_others(code, told)
+        report.console.close()
+        if stopped := self.context.interrupt.signal:
+            code = 128 + stopped
+        report.emit(code)
+        return code
+
+    def _log_results(self) -> None:
+        for result in self.report.results:
+            level = logging.ERROR if result.error else logging.INFO
+            text = _line(result) or f"{result.profile}: {result.outcome}, {result.reason}"
+            log.log(level, "%s", text)
+            for warning in result.warnings:
+                log.warning("%s: %s", result.profile, warning)
+        for problem in self.report.problems():
+            log.error("%s", problem)
+        for warning in self.report.warnings:
+            log.warning("%s", warning)
+
+    def _known_last_run(self) -> Document:
+        """Return what the last commands saw; a file that cannot be used stops no command."""
         try:
-            self.report.tell(code)
-        except OSError:  # a full disk, a pipe that nobody reads: the exit code still tells
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(code)
+            return self.store.read_last_run()
+        except AgentError as error:
+            log.warning("%s", error.message)
+            return {}
+
+    def _known_told(self) -> Document:
+        try:
+            return self.store.read_told()
+        except AgentError as error:
+            log.warning("%s", error.message)
+            return {}
+
+    def _write_down(self, code: int) -> None:
+        """Write last-run.json and the metrics under the lock; nothing where another run has it."""
+        report = self.report
+        try:
+            self._ensure_lock()
+            last_run = last_run_after(self._last_run, report, code, is_full=self._is_full)
+            self._last_run = self.redactor.hide_in(last_run)
+            self.store.write_last_run(self._last_run)
+            if self.settings.metrics_file:
+                names = [path.stem for path in self.home.profile_files([])]
+                seen = overview(names, self._last_run, utc_now(), Limits())
+                write_metrics(pathlib.Path(self.settings.metrics_file), metrics(seen))
+        except AgentError as error:
+            if error.kind != "locked":
+                report.warn_late(error.message)
+
+    def _ensure_lock(self) -> None:
+        """Take the lock where the command ended before it did."""
+        if not self.is_locked:
+            self.lock()
+
+    def _tell_others(self, code: int, told: Document) -> None:
+        """Run hooks and tell who is to be told; an interruption ends that."""
+        report, channels = self.report, self._channels()
+        entries = self._last_run.get("profiles", {})
+        known = {result.profile for result in report.results} <= entries.keys()
+        last_run = self._last_run if known else last_run_after({}, report, code, is_full=False)
+        try:
+            channels.after_change()
+            story = story_of(report, last_run, utc_now())
+            after = channels.notify(story, code, told.get("channels", {}))
+            if self._is_full:
+                channels.ping_end(code)
+        except Interrupted:
+            log.info("interrupted")
+            return
+        warnings = report.printed.since.get("", {})
+        if (after, warnings) != (told.get("channels", {}), told.get("warnings", {})):
+            try:
+                self.store.write_told({"channels": after, "warnings": warnings})
+            except AgentError as error:
+                report.warn_late(error.message)
+
+    def _channels(self) -> Channels:
+        hidden = self.redactor.variables | self.home.secret_variables()
+        programs = Programs(self.app.home, hidden, self.context.interrupt)
+        return Channels(self.settings, programs, self.proxy, self.report, self.context)
 
     def require_agreement(self) -> None:
         """Have the agreement accepted: earlier, by the environment, or now on a terminal."""
         agreement = read_agreement()
         self.store.prepare()
+        self.log_to_file()
         if self.store.has_accepted(agreement):
             return
         if accepts_by_environment():
@@ -6437,6 +8160,7 @@ class Session:
         """Read all configuration; AgentError (config) where nothing can be done with it."""
         files = self.home.profile_files(names)
         config, problems = self.home.load_scm()
+        self.proxy = config.proxy if config else None
         self.settings, found = self.home.load_settings()
         if found:  # else what is wrong with channels stops nothing
             problems += dict.fromkeys((*found, *self.settings.problems))
@@ -6453,12 +8177,15 @@ class Session:
         self.report.nothing_usable = not loaded.profiles
         return config, loaded.profiles
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
-        return self.store.lock(self.report.command)
+    def lock(self) -> None:
+        """Keep other runs out until the results are written down."""
+        self._held.enter_context(self.store.lock(self.report.command))
+        self.is_locked = True
 
-    def logging(self) -> contextlib.AbstractContextManager[None]:
+    def log_to_file(self) -> None:
         log_file = self.store.folder / "citrixagent.log"
-        return _logging(self.app.verbosity, self.redactor, log_file)
+        console = self.report.console
+        self._logs.enter_context(_logging(self.app.verbosity, self.redactor, console, log_file))
 
     def confirm(self, question: str) -> bool:
         """Ask on a terminal; elsewhere the answer is no."""
@@ -6473,25 +8200,25 @@ class Session:
             self.report.failures.append(AgentError("config", text))
         if not profiles:
             return
-        with self.lock(), self.logging():
-            run = Run(
-                intent=intent,
-                dry_run=self.report.dry_run,
-                wait=wait,
-                config=config,
-                store=self.store,
-                context=self.context,
-                tokens=Tokens(config, self.redactor),
-                progress=self.report.console.progress,
-                warn=self.report.warn,
-            )
-            self.report.results += run_all(profiles, run, jobs)
-            self.report.results.sort(key=lambda result: result.profile)
-            for result in self.report.results:
-                log.info("%s", _line(result) or f"{result.profile}: unchanged, {result.reason}")
+        self.lock()
+        if self._is_full:
+            self._channels().ping_start()
+        run = Run(
+            intent=intent,
+            dry_run=self.report.dry_run,
+            wait=wait,
+            config=config,
+            store=self.store,
+            context=self.context,
+            tokens=Tokens(config, self.redactor),
+            progress=self.report.console.progress,
+            warn=self.report.warn,
+        )
+        self.report.results += run_all(profiles, run, jobs)
+        self.report.results.sort(key=lambda result: result.profile)
 
 
-# ----- 20. Discovery --------------------------------------------------------------------------
+# ----- 22. Discovery --------------------------------------------------------------------------
 
 _SOON_DUE = dt.timedelta(days=30)
 _HEADER = (
@@ -6824,8 +8551,7 @@ def _survey_all(session: Session, sites: Sequence[Site]) -> list[Survey]:
     """Read all appliances in parallel; one that cannot be read is a failure of its own."""
     home, surveys = session.home, list[Survey]()
     profiles = home.load_profiles(home.profile_files([])).read
-    pool = concurrent.futures.ThreadPoolExecutor(max_workers=32)
-    with pool, _logging(session.app.verbosity, session.redactor, None):
+    with concurrent.futures.ThreadPoolExecutor(max_workers=32) as pool:
         tasks = [Discovery(site, profiles, session.context).survey for site in sites]
         for task in [pool.submit(task) for task in tasks]:
             try:
@@ -6864,7 +8590,7 @@ def discover(session: Session, names: Sequence[str], *, write: bool) -> None:
     report.console.say(_survey_text(found, left_alone, due))
 
 
-# ----- 21. Commands ---------------------------------------------------------------------------
+# ----- 23. Commands ---------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -6933,7 +8659,7 @@ def run_command(
     Resumes open orders, enrolls what is missing, renews what is due, repairs bindings and links,
     saves. Says nothing where there is nothing to do: this is the command for cron.
     """
-    session = Session(app, "run", as_json=as_json, dry_run=dry_run)
+    session = Session(app, "run", as_json=as_json, dry_run=dry_run, names=profiles)
     session.run(lambda s: s.execute(profiles, Intent(), wait, jobs))
 
 
@@ -6966,7 +8692,7 @@ def enroll_command(
     as_json: bool,
 ) -> None:
     """Order a certificate and install it; an open order is resumed, not doubled."""
-    session = Session(app, "enroll", as_json=as_json)
+    session = Session(app, "enroll", as_json=as_json, names=profiles)
     intent = Intent("enroll", force=force, cert_id=cert_id)
     session.run(lambda s: enroll(s, profiles, intent, wait))
 
@@ -7120,12 +8846,11 @@ def list_certificates(session: Session, names: Sequence[str], *, show_all: bool)
     home = session.home
     everybody = home.load_profiles(home.profile_files([])).profiles if show_all and names else []
     others = _by_place(everybody)
-    with _logging(session.app.verbosity, session.redactor, None):
-        for place, members in _by_place(profiles).items():
-            try:
-                found += _list_appliance(session, members, others.get(place, []), show_all)
-            except AgentError as error:
-                report.failures.append(error)
+    for place, members in _by_place(profiles).items():
+        try:
+            found += _list_appliance(session, members, others.get(place, []), show_all)
+        except AgentError as error:
+            report.failures.append(error)
     if not report.as_json:
         for line in _table(found):
             report.console.say(line)
@@ -7138,7 +8863,7 @@ def list_certificates(session: Session, names: Sequence[str], *, show_all: bool)
 @click.pass_obj
 def renew_command(app: App, profiles: tuple[str, ...], wait: int | None, as_json: bool) -> None:
     """Renew now, whatever the window says: a new key, a new validity period."""
-    session = Session(app, "renew", as_json=as_json)
+    session = Session(app, "renew", as_json=as_json, names=profiles)
     session.run(lambda s: s.execute(profiles, Intent("renew"), wait, jobs=1))
 
 
@@ -7155,7 +8880,7 @@ def replace_command(
 
     What SCM cannot replace, such as a private certificate, is enrolled anew.
     """
-    session = Session(app, "replace", as_json=as_json)
+    session = Session(app, "replace", as_json=as_json, names=profiles)
     intent = Intent("replace", reason=reason[:512])
     session.run(lambda s: s.execute(profiles, intent, wait, jobs=1))
 
@@ -7199,6 +8924,8 @@ def _revoke(
     result.cert_id = held.cert_id
     result.show(read_chain(held.pem)[0])
     result.outcome, result.reason = "revoked", wish.reason
+    record = session.store.load(profile.name)
+    result.standing = profile_standing(profile, record, read_chain(held.pem)[0], failed=False)
 
 
 def revoke(session: Session, name: str, reason: str, message: str, *, sure: bool) -> None:
@@ -7208,14 +8935,13 @@ def revoke(session: Session, name: str, reason: str, message: str, *, sure: bool
         if not (sure or session.confirm(f"Revoke the certificate of {profile.name} for good?")):
             raise click.UsageError("nothing was revoked: give --yes to revoke without being asked")
         result = Result(profile.name, profile.appliance.host, profile.certkey)
-        with session.lock(), session.logging():
-            session.report.results.append(result)
-            scm = connect_to_scm(config, Tokens(config, session.redactor), session.context)
-            try:
-                _revoke(session, scm, profile, result, Revocation(reason, message))
-            except AgentError as error:
-                result.fail(error)
-            log.info("%s", _line(result))
+        session.lock()
+        session.report.results.append(result)
+        scm = connect_to_scm(config, Tokens(config, session.redactor), session.context)
+        try:
+            _revoke(session, scm, profile, result, Revocation(reason, message))
+        except AgentError as error:
+            result.fail(error)
 
 
 @main.command("revoke")
@@ -7237,7 +8963,7 @@ def revoke_command(
 
     It stays bound; run fails the profile until enroll, renew or replace.
     """
-    session = Session(app, "revoke", as_json=as_json)
+    session = Session(app, "revoke", as_json=as_json, names=[profile])
     session.run(lambda s: revoke(s, profile, reason, message[:512], sure=yes))
 
 
@@ -7250,7 +8976,7 @@ def rollback_command(app: App, profile: str, as_json: bool) -> None:
 
     run leaves it there until renew, or until 7 days before its end.
     """
-    session = Session(app, "rollback", as_json=as_json)
+    session = Session(app, "rollback", as_json=as_json, names=[profile])
     session.run(lambda s: s.execute([profile], Intent("rollback"), None, jobs=1))
 
 
@@ -7261,7 +8987,7 @@ def rollback_command(app: App, profile: str, as_json: bool) -> None:
 @click.pass_obj
 def list_command(app: App, profiles: tuple[str, ...], show_all: bool, as_json: bool) -> None:
     """Show what is installed, until when, and where it is bound; changes nothing."""
-    session = Session(app, "list", as_json=as_json)
+    session = Session(app, "list", as_json=as_json, names=profiles)
     session.report.certificates = []
     session.run(lambda s: list_certificates(s, profiles, show_all=show_all))
 
@@ -7278,6 +9004,105 @@ def discover_command(app: App, appliances: tuple[str, ...], write: bool, as_json
     """
     session = Session(app, "discover", as_json=as_json)
     session.run(lambda s: discover(s, appliances, write=write))
+
+
+STATUS_FORMATS: Mapping[str, Callable[[Overview], str]] = {
+    "json": lambda seen: json.dumps(status_document(seen)) + "\n",
+    "nagios": lambda seen: nagios_line(seen) + "\n",
+    "prometheus": metrics,
+    "html": status_page,
+}
+
+
+def check_status_options(limits: Limits, style: str | None, *, as_json: bool) -> None:
+    """Raise UsageError where the options contradict each other."""
+    if as_json and style not in {None, "json"}:
+        raise click.UsageError(f"--json and --format {style} exclude each other")
+    if limits.warn < limits.critical:
+        raise click.UsageError("--warn must not be below --critical")
+
+
+def show_status(home: pathlib.Path, names: Sequence[str], limits: Limits, style: str) -> int:
+    """Print what the last commands saw, from state/ alone; return the exit code."""
+    redactor = Redactor()
+    last_run = Store(home).read_last_run()
+    stems = dict.fromkeys(path.stem for path in Home(home, redactor).profile_files(names))
+    seen = overview(stems, last_run, utc_now(), limits)
+    if style in STATUS_FORMATS:
+        click.echo(STATUS_FORMATS[style](seen), nl=False)
+        return NAGIOS_CODES[seen.level] if style == "nagios" else ExitCode.OK
+    console = Console(redactor, quiet=False)
+    for line, colour in status_lines(seen, terminal_width(sys.stdout)):
+        console.say(line, colour)
+    return ExitCode.OK
+
+
+def show_no_status(error: AgentError, style: str) -> int:
+    """Say in the format that was asked for why there is no status; return the exit code."""
+    nothing = overview((), {}, utc_now(), Limits())
+    if style == "json":
+        document = status_document(nothing) | {
+            "message": error.message,
+            "errors": [_error_document(error)],
+        }
+        click.echo(json.dumps(document))
+    elif style == "nagios":
+        click.echo(nagios_text("unknown", error.message))
+        return NAGIOS_CODES["unknown"]
+    else:
+        error.show()
+    return ExitCode.USAGE if error.kind == "config" else ExitCode.FAILED
+
+
+@main.command("status")
+@click.argument("profiles", nargs=-1, metavar="[PROFILE]...")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["text", *STATUS_FORMATS]),
+    help="How: a table, JSON, a monitor's line, metrics, a page.  [default: text]",
+)
+@click.option(
+    "--warn",
+    type=click.IntRange(0),
+    default=Limits.warn,
+    show_default=True,
+    metavar="DAYS",
+    help="From so many days left on, what is due is a warning.",
+)
+@click.option(
+    "--critical",
+    type=click.IntRange(0),
+    default=Limits.critical,
+    show_default=True,
+    metavar="DAYS",
+    help="From so many days left on, it is critical.",
+)
+@_json_option
+@click.pass_obj
+def status_command(
+    app: App,
+    profiles: tuple[str, ...],
+    style: str | None,
+    warn: int,
+    critical: int,
+    as_json: bool,
+) -> None:
+    """Show what the last run saw; asks nobody, changes nothing.
+
+    For people, for monitoring (--format nagios, prometheus), and as a page (--format html).
+    """
+    chosen = "json" if as_json else style or "text"
+    try:
+        check_status_options(Limits(warn, critical), style, as_json=as_json)
+        code = show_status(app.home, profiles, Limits(warn, critical), chosen)
+    except click.UsageError as error:
+        if chosen != "json":
+            raise
+        code = show_no_status(AgentError("config", error.message), chosen)
+    except AgentError as error:
+        code = show_no_status(error, chosen)
+    sys.exit(code)
 
 
 def show_agreement(home: pathlib.Path, interrupt: Interrupt, *, accept: bool) -> None:

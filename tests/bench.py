@@ -482,7 +482,7 @@ def planner(home: pathlib.Path) -> tuple[list[agent.View], list[agent.Work]]:
         store=session.store,
         context=session.context,
         tokens=agent.Tokens(config, session.redactor),
-        progress=lambda _: None,
+        progress=lambda _, __=None: None,
         warn=lambda *_: None,
     )
     views, works = [], []

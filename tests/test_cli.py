@@ -292,7 +292,13 @@ def test_files_are_for_the_owner_alone(lab: Lab) -> None:
     state = lab.home / "state"
     assert stat.S_IMODE(state.stat().st_mode) == 0o700
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in state.iterdir()}
-    assert set(modes) == {"eula.json", "lock", "profile-www.json", "citrixagent.log"}
+    assert set(modes) == {
+        "eula.json",
+        "lock",
+        "last-run.json",
+        "profile-www.json",
+        "citrixagent.log",
+    }
     assert set(modes.values()) == {0o600}
 
 
@@ -604,7 +610,7 @@ def test_words_of_others_stay_in_one_line(lab: Lab) -> None:
     lab.write_profile()
     outcome = lab("run")
     assert outcome.stdout.count("\n") == 1
-    assert "not [31mso (code -9)" in outcome.stdout
+    assert "not \\x1b[31mso (code -9)" in outcome.stdout
     log_text = (lab.home / "state" / "citrixagent.log").read_text()
     assert all(re.match(r"\d{4}-\d\d-\d\dT[\d:]+Z ", line) for line in log_text.splitlines())
 

@@ -36,7 +36,7 @@ def test_the_map_in_the_docstring_is_the_banners() -> None:
     mapped = re.findall(r"^(\d+\. [A-Z][\w ]*?)(?:  +|$)", docstring, re.MULTILINE)
     assert mapped == BANNERS
     assert [banner.split(".")[0] for banner in BANNERS] == [
-        str(number) for number in range(1, len(BANNERS) + 1)
+        str(n) for n in range(1, len(BANNERS) + 1)
     ]
 
 
