@@ -49,6 +49,7 @@ import difflib
 import email.message
 import email.utils
 import enum
+import errno
 import fcntl
 import functools
 import getpass
@@ -65,6 +66,7 @@ import pathlib
 import posixpath
 import random
 import re
+import selectors
 import shlex
 import signal
 import socket
@@ -212,7 +214,9 @@ _URL = re.compile(  # of the authority no more than this: what parsers could tak
     re.ASCII | re.IGNORECASE,
 )
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile(
+    r"[\x00-\x1f\x7f\ud800-\udfff]"
+)  # and half characters, which no file can hold
 _FINGERPRINT = re.compile(r"[0-9A-F]{64}")
 _PERCENT = re.compile(r"([1-9][0-9]?)\s*%")
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
@@ -359,6 +363,7 @@ class Appliance:
     timeout: int
     ssl_directory: str
     partition: str = ""
+    notices: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     @property
     def host(self) -> str:
@@ -480,6 +485,7 @@ class Source(Protocol):
     """Where a YAML document came from, and how to get at what it refers to."""
 
     file: str
+    notices: list[str]  # what is dangerous, but not wrong
 
     def open_to_others(self) -> bool:
         """Tell whether users other than the owner and the group can read the document."""
@@ -947,7 +953,14 @@ def _check_ping(text: str) -> str:
     return str(url)
 
 
+def _check_own(text: str) -> str:
+    if re.search(r"\byour-(customer-uri|client-id|login)\b", text):
+        raise ValueError("is still that of the sample: give your own")
+    return text
+
+
 def _check_scm_url(text: str) -> str:
+    _check_own(text)
     url = _check_url(text)
     for ending in ("/certificates", "/v1", "/api"):
         url = url.removesuffix(ending)
@@ -1024,10 +1037,14 @@ def parse_scm(document: object, source: Source, problems: list[str]) -> ScmConfi
     config = ScmConfig(
         api=api,
         url=section.get("url", as_text(_check_scm_url), "", required=True),
-        client_id="" if by_login else section.get("client_id", as_text(), "", required=True),
+        client_id=""
+        if by_login
+        else section.get("client_id", as_text(_check_own), "", required=True),
         client_secret=Secret("") if by_login else section.secret("client_secret"),
-        customer_uri=section.get("customer_uri", as_text(), "", required=True) if by_login else "",
-        login=section.get("login", as_text(), "", required=True) if by_login else "",
+        customer_uri=section.get("customer_uri", as_text(_check_own), "", required=True)
+        if by_login
+        else "",
+        login=section.get("login", as_text(_check_own), "", required=True) if by_login else "",
         password=section.secret("password") if by_login else Secret(""),
         org_id=section.get("org_id", as_number(), 0, required=True) if is_admin else 0,
         cert_type=section.get("cert_type", as_number(), 0, required=True) if is_admin else 0,
@@ -1078,13 +1095,16 @@ def parse_appliance(section: Section) -> Appliance:
         partition=partition,
     )
     section.close()
-    return appliance
+    return dataclasses.replace(appliance, notices=tuple(section.source.notices))
 
 
 def _notices(appliance: Appliance) -> tuple[str, ...]:
     if appliance.tls.verify:
-        return ()
-    return (f"citrix.verify is false: nothing proves that {appliance.host} is the appliance",)
+        return appliance.notices
+    return (
+        *appliance.notices,
+        f"citrix.verify is false: nothing proves that {appliance.host} is the appliance",
+    )
 
 
 def _parse_citrix(
@@ -4286,6 +4306,28 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")  # as this tool giv
 _VARIABLE = re.compile(r"\w_env[\"']?\s*:\s*[\"']?([A-Za-z_]\w*)")
 
 
+_LARGEST_FILE = 1_000_000  # bytes
+
+
+def read_file(path: pathlib.Path, *, follow: bool = True) -> bytes:
+    """Return what a file holds, if it is a regular and small one; else OSError, without waiting.
+
+    A FIFO has no end, a device may do anything when it is opened, a large file fills the memory.
+    ``follow``: whether it may be a symbolic link.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
+    if not stat.S_ISREG(mode := path.stat(follow_symlinks=follow).st_mode):
+        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(code, os.strerror(code) if code == errno.EISDIR else "not a regular file")
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        data = file.read(_LARGEST_FILE + 1)
+    if len(data) > _LARGEST_FILE:
+        raise OSError(errno.EFBIG, "larger than 1 MB")
+    return data
+
+
 def write_private(path: pathlib.Path, text: str) -> None:
     """Replace a file in one step that survives a power cut; only the owner can read it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
@@ -4423,7 +4465,7 @@ class Store:
         """Return a profile's record; AgentError (state) where it cannot be relied on."""
         path = self._path(profile)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(read_file(path, follow=False))
             version = data.pop("version")
             if version == _RECORD_VERSION:
                 return _check_record(_read_as(Record, data), profile)
@@ -4510,7 +4552,7 @@ class Store:
     def has_accepted(self, agreement: bytes) -> bool:
         path = self.folder / "eula.json"
         try:
-            data = json.loads(path.read_bytes())
+            data = json.loads(read_file(path, follow=False))
             return bool(data["sha256"] == _sha256(agreement))
         except PermissionError as error:
             raise AgentError("state", f"{path}: {error.strerror}") from None
@@ -4533,16 +4575,18 @@ class Store:
 
 def read_agreement() -> bytes:
     try:
-        return (_PROGRAM.parent / "LICENSE.txt").read_bytes()
-    except OSError:
+        return read_file(_PROGRAM.parent / "LICENSE.txt")
+    except OSError as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"is {error.strerror}"
         raise AgentError(
             "agreement",
-            f"{_PROGRAM.parent / 'LICENSE.txt'} is missing: put it back beside the program",
+            f"{_PROGRAM.parent / 'LICENSE.txt'} {what}: put it back beside the program",
         ) from None
 
 
 def _first_line(text: str) -> str:
-    return text.splitlines()[0] if text.strip() else ""
+    """Return text up to its first line break, and no other sign that some take for one."""
+    return text.partition("\n")[0].removesuffix("\r")
 
 
 def _is_file(path: pathlib.Path) -> bool:
@@ -4561,18 +4605,108 @@ def _is_bundle(path: str) -> bool:
     return True
 
 
-class DiskSource:
-    """A YAML file on disk; a Source."""
+_MOST_OUTPUT = 65536  # bytes of a command that gives a secret
 
-    def __init__(self, path: pathlib.Path, redactor: Redactor) -> None:
+
+@dataclasses.dataclass(frozen=True)
+class Spoken:
+    """What a command said; without a code it was killed after its time."""
+
+    code: int | None
+    output: bytes
+    errors: bytes
+
+
+def _hear(process: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, bytes]:
+    """Return what a process writes until it ends, runs out of time, or writes too much."""
+    heard: dict[Any, bytes] = {process.stdout: b"", process.stderr: b""}
+    end = time.monotonic() + seconds
+    with selectors.DefaultSelector() as selector:
+        for pipe in heard:
+            selector.register(pipe, selectors.EVENT_READ)
+        while selector.get_map() and time.monotonic() < end:
+            ready = selector.select(0.1)
+            for key, _ in ready:
+                part = os.read(key.fd, _MOST_OUTPUT)
+                heard[key.fileobj] += part
+                if not part:
+                    selector.unregister(key.fileobj)
+            left_others = not ready and process.poll() is not None  # they hold the pipes
+            if left_others or max(map(len, heard.values())) > _MOST_OUTPUT:
+                break
+    return heard[process.stdout], heard[process.stderr]
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process, and those that it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run_program(
+    words: Sequence[str], folder: pathlib.Path, environment: Mapping[str, str], seconds: float = 60
+) -> Spoken:
+    """Run a command, without a shell, and return what it said; OSError where there is no such.
+
+    It is killed, with what it started, when its time is over or it writes without end.
+    """
+    process = subprocess.Popen(
+        words,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    end = time.monotonic() + seconds
+    with process:
+        try:
+            output, errors = _hear(process, seconds)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if max(len(output), len(errors)) <= _MOST_OUTPUT:
+                    process.wait(max(0, end - time.monotonic()))
+            return Spoken(process.poll(), output, errors)
+        finally:
+            if process.poll() is None:
+                _kill(process)
+
+
+_CREDENTIALS = re.compile(r"\$(?:CREDENTIALS_DIRECTORY|\{CREDENTIALS_DIRECTORY\})(?=/|$)")
+
+
+def secret_variables(texts: Iterable[bytes]) -> set[str]:
+    """Return the environment variables that hold secrets, as documents name them.
+
+    They are looked for in the text, for what is wrong elsewhere in it must not give them away.
+    """
+    found = (name for text in texts for name in _VARIABLE.findall(text.decode(errors="replace")))
+    return {*found, "CREDENTIALS_DIRECTORY"}
+
+
+class DiskSource:
+    """A YAML file on disk; a Source.
+
+    ``secret_variables`` returns what no command gets to see of the environment.
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        redactor: Redactor,
+        secret_variables: Callable[[], Iterable[str]] = frozenset,
+    ) -> None:
         self.file = str(path)
+        self.notices: list[str] = []
         self._path = path
         self._redactor = redactor
+        self._secret_variables = secret_variables
 
     def document(self) -> object:
         """Return what the file holds; ValueError says why it cannot be read."""
         try:
-            text = self._path.read_text(encoding="utf-8-sig")
+            text = read_file(self._path).decode("utf-8-sig")
         except UnicodeDecodeError:
             raise ValueError("is not UTF-8 text") from None
         except OSError as error:
@@ -4587,8 +4721,12 @@ class DiskSource:
 
     def resolve_bundle(self, path: str) -> str:
         found = self._path.parent / path
-        if not _is_file(found):
-            raise ValueError(f"there is no file {found}")
+        try:
+            read_file(found)
+        except FileNotFoundError:
+            raise ValueError(f"there is no file {found}") from None
+        except OSError as error:
+            raise ValueError(f"{found} cannot be read: {error.strerror}") from None
         if not _is_bundle(str(found)):
             raise ValueError(f"{found} is not a PEM file of certificates")
         return str(found)
@@ -4605,18 +4743,34 @@ class DiskSource:
         self._redactor.add(secret)
         return secret
 
-    def _from_file(self, value: str) -> str:
-        path = self._path.parent / value
-        if not _is_file(path):  # not told where: what is no path may be the secret itself
+    def _secret_path(self, value: str) -> pathlib.Path:
+        match = _CREDENTIALS.match(value)
+        if not match:
+            return self._path.parent / value
+        if not (folder := os.environ.get("CREDENTIALS_DIRECTORY")):
             raise ValueError(
-                f"names a file that does not exist; a relative path starts from {self._path.parent}"
+                "begins with $CREDENTIALS_DIRECTORY, which is not set: a systemd unit sets it with "
+                "LoadCredential="
             )
+        return pathlib.Path(folder + value[match.end() :])
+
+    def _from_file(self, value: str) -> str:
+        path = self._secret_path(value)
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = read_file(path).decode("utf-8-sig")
+            mode = path.stat().st_mode
         except UnicodeDecodeError:
             raise ValueError("names a file that is not UTF-8 text") from None
         except OSError as error:
+            if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}:
+                # Not told where: what is no path may be the secret itself.
+                folder = self._path.parent
+                text = f"names a file that does not exist; a relative path starts from {folder}"
+                raise ValueError(text) from None
             raise ValueError(f"names a file that cannot be read: {error.strerror}") from None
+        if mode & stat.S_IROTH:
+            remedy = f"chmod 600 {shlex.quote(str(path))}"
+            self.notices.append(f"others can read {path}, which holds a secret: {remedy}")
         return _first_line(text)
 
     @staticmethod
@@ -4628,25 +4782,35 @@ class DiskSource:
         return os.environ[value]
 
     def _from_command(self, value: str) -> str:
+        words = as_command(value)
+        hidden = self._secret_variables()
+        environment = {key: text for key, text in os.environ.items() if key not in hidden}
         try:
-            words = shlex.split(value)
-            done = subprocess.run(
-                words,
-                cwd=self._path.parent,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=60,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise ValueError("names a command that did not end within 60 s") from None
-        except OSError as error:
-            raise ValueError(f"names a command that cannot be run: {error.strerror}") from None
-        except ValueError:
-            raise ValueError("is not a command: check its quotes") from None
-        if done.returncode:
-            raise ValueError(f"names a command that ended with {done.returncode}")
-        return _first_line(done.stdout.decode(errors="replace"))
+            ended = run_program(words, self._path.parent, environment)
+        except (OSError, ValueError) as error:  # its name is not told: it may be the secret itself
+            reason = getattr(error, "strerror", None) or "it holds a zero byte"
+            raise ValueError(f"names a command that cannot be run: {reason}") from None
+        if max(len(ended.output), len(ended.errors)) > _MOST_OUTPUT:
+            raise ValueError(f"names a command ({words[0]}) that prints more than 64 kB")
+        if ended.code is None:
+            raise ValueError(f"names a command ({words[0]}) that did not end within 60 s")
+        if ended.code:
+            words_of_it = self._without_secrets(ended)
+            text = f"names a command that ended with {ended.code} ({words[0]})"
+            raise ValueError(f"{text}: {words_of_it}" if words_of_it else text)
+        try:
+            return _first_line(ended.output.decode())
+        except UnicodeDecodeError:
+            text = f"names a command ({words[0]}) whose output is not UTF-8 text"
+            raise ValueError(text) from None
+
+    def _without_secrets(self, ended: Spoken) -> str:
+        """Return the first line of a command's errors, without anything that it printed besides."""
+        printed = Redactor()
+        for line in ended.output.decode(errors="replace").splitlines():
+            printed.add(line.strip())
+        line = _first_line(ended.errors.decode(errors="replace").lstrip())
+        return one_line(printed.hide(self._redactor.hide(line)))[:500]
 
 
 def _yaml_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -4671,13 +4835,6 @@ def _drain(pipe: IO[bytes], kept: bytes) -> bytes:
     with contextlib.suppress(BlockingIOError):
         return (kept + os.read(pipe.fileno(), _HEARD))[:_HEARD]
     return kept
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process, and those that it started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 class Programs:
@@ -4778,14 +4935,31 @@ class Home:
         self._redactor = redactor
         self._appliances: dict[str, tuple[Appliance, list[str]]] = {}
         self._agent: tuple[Document, DiskSource] | None = None  # the defaults in agent.yaml
+        self._elsewhere: list[pathlib.Path] = []  # profiles that do not lie in the folder
+        self.warnings: list[str] = []  # that belong to no profile
+
+    @functools.cached_property
+    def secret_variables(self) -> frozenset[str]:
+        """The environment variables that hold secrets, and are nobody else's business."""
+        folders = (self._folder, self.path / "appliances")
+        files = [file for folder in folders for file in _yaml_files(folder)]
+        texts = []
+        for file in (self.path / "scm.yaml", self.path / "agent.yaml", *files, *self._elsewhere):
+            with contextlib.suppress(OSError):
+                texts.append(read_file(file))
+        return frozenset(secret_variables(texts))
+
+    def _source(self, path: pathlib.Path) -> DiskSource:
+        return DiskSource(path, self._redactor, lambda: self.secret_variables)
 
     def load_scm(self) -> tuple[ScmConfig | None, list[str]]:
         path, problems = self.path / "scm.yaml", list[str]()
-        if not path.is_file():
+        if not os.path.lexists(path):
             return None, [f"{path}: is missing: give url, client_id and client_secret in it"]
-        source = DiskSource(path, self._redactor)
+        source = self._source(path)
         try:
             config = parse_scm(source.document(), source, problems)
+            self.warnings += source.notices
         except ValueError as error:
             return None, [f"{path}: {error}"]
         self._redactor.add(config.client_secret.value)
@@ -4800,7 +4974,7 @@ class Home:
         path, problems = self.path / "agent.yaml", list[str]()
         if not os.path.lexists(path):
             return Settings(), []
-        source = DiskSource(path, self._redactor)
+        source = self._source(path)
         try:
             document = source.document()
         except ValueError as error:
@@ -4808,6 +4982,7 @@ class Home:
         if document is None:  # all of it is commented out
             return Settings(), []
         settings = parse_settings(document, source, problems)
+        self.warnings += source.notices
         self._redactor.add(settings.ping_url.value)
         self._redactor.add(settings.mail.password.value if settings.mail else "")
         defaults = document.get("defaults") if isinstance(document, dict) else None
@@ -4821,16 +4996,6 @@ class Home:
             return None
         defaults, source = self._agent
         return Section(defaults, source, problems, "defaults")
-
-    def secret_variables(self) -> set[str]:
-        """Return the names of environment variables that the files name as secrets, read or not."""
-        folders = (self.path, self._folder, self.path / "appliances")
-        files = [path for folder in folders for path in folder.glob("*.y*ml") if _is_file(path)]
-        found = set()
-        for path in files:
-            with contextlib.suppress(OSError):
-                found.update(_VARIABLE.findall(path.read_text(encoding="utf-8", errors="replace")))
-        return found
 
     def profile_files(self, wanted: Sequence[str]) -> list[pathlib.Path]:
         """Return the files of the named profiles, or of all; UsageError where there is no such."""
@@ -4851,6 +5016,7 @@ class Home:
 
     def load_profiles(self, files: Sequence[pathlib.Path]) -> Loaded:
         """Read profiles; the problems of all files are found in one go."""
+        self._elsewhere = [path for path in files if path.parent != self._folder]
         problems: dict[pathlib.Path, list[str]] = {path: [] for path in files}
         read = {path: self._load_profile(path, problems[path]) for path in files}
         stems = collections.Counter(path.stem for path in files)
@@ -4874,7 +5040,7 @@ class Home:
         return any((self._folder / f"{path.stem}{ending}").is_file() for ending in endings)
 
     def _load_profile(self, path: pathlib.Path, problems: list[str]) -> Profile | None:
-        source = DiskSource(path, self._redactor)
+        source = self._source(path)
         try:
             document = source.document()
         except ValueError as error:
@@ -4918,7 +5084,7 @@ class Home:
 
     def _own_site(self, path: pathlib.Path) -> list[Site]:
         """Return the appliance of a profile's own block; none where that is broken."""
-        source, problems = DiskSource(path, self._redactor), list[str]()
+        source, problems = self._source(path), list[str]()
         try:
             document = source.document()
         except ValueError:
@@ -4939,7 +5105,7 @@ class Home:
             raise ValueError(f"must be the name of a file in {folder}, without a path")
         if path is None:
             raise ValueError(f"there is no file {folder / name}.yaml")
-        source, problems = DiskSource(path, self._redactor), list[str]()
+        source, problems = self._source(path), list[str]()
         try:
             document = source.document()
         except ValueError as error:
@@ -8137,7 +8303,7 @@ class Session:
                 report.warn_late(error.message)
 
     def _channels(self) -> Channels:
-        hidden = self.redactor.variables | self.home.secret_variables()
+        hidden = self.redactor.variables | self.home.secret_variables
         programs = Programs(self.app.home, hidden, self.context.interrupt)
         return Channels(self.settings, programs, self.proxy, self.report, self.context)
 
@@ -8158,6 +8324,15 @@ class Session:
 
     def load(self, names: Sequence[str]) -> tuple[ScmConfig, list[Profile]]:
         """Read all configuration; AgentError (config) where nothing can be done with it."""
+        interrupt = self.context.interrupt
+        interrupt.check()
+        interrupt.at_once = True  # a command that gives a secret may take its time
+        try:
+            return self._load(names)
+        finally:
+            interrupt.at_once = False
+
+    def _load(self, names: Sequence[str]) -> tuple[ScmConfig, list[Profile]]:
         files = self.home.profile_files(names)
         config, problems = self.home.load_scm()
         self.proxy = config.proxy if config else None
@@ -8172,6 +8347,7 @@ class Session:
         if not files:
             folder = self.app.home / "profiles"
             problems.append(f"{folder}: holds no profile: copy example_cert_config.yaml into it")
+        self.report.warnings += dict.fromkeys(self.home.warnings)
         if problems or config is None:
             raise AgentError("config", "\n".join(problems))
         self.report.nothing_usable = not loaded.profiles

@@ -373,7 +373,7 @@ SECRETS: Table = [
     (
         "failing command",
         {"password_command": f"sh -c 'echo {SECRET}; echo {SECRET} >&2; exit 7'"},
-        "citrix.password_command: names a command that ended with 7",
+        "citrix.password_command: names a command that ended with 7 (sh): <hidden>",
     ),
     (
         "no command",

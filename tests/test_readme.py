@@ -101,12 +101,14 @@ def test_the_example_as_shipped_only_lacks_its_password(lab: Lab) -> None:
     assert all(": citrix.password" in line or ": citrix.ca_bundle" in line for line in problems)
 
 
-def test_the_scm_file_as_shipped_only_lacks_its_secret(lab: Lab) -> None:
+def test_the_scm_file_as_shipped_only_lacks_what_is_to_be_filled_in(lab: Lab) -> None:
     shutil.copy(ROOT / "scm.yaml", lab.home / "scm.yaml")
     lab.write_profile()
     outcome = lab("run")
     assert outcome.exit_code == 3
     assert outcome.stderr == (
+        f"{lab.home}/scm.yaml: url: is still that of the sample: give your own\n"
+        f"{lab.home}/scm.yaml: client_id: is still that of the sample: give your own\n"
         f"{lab.home}/scm.yaml: client_secret_file: names a file that does not exist; "
         f"a relative path starts from {lab.home}\n"
     )
