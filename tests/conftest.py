@@ -29,6 +29,18 @@ PROGRAM = ROOT / "citrixagent.py"
 PASSWORD = "p@ss: #word\"'"  # what YAML, JSON and URLs could trip over
 CLIENT_SECRET = "s3cr]e.t!,=x"
 
+LONGEST_FIRST = (
+    "test_year",
+    "test_simulator_foreign_clients",
+    "test_simulator_cert_manager",
+    "test_property",
+    "test_crashes",
+    "test_fleet",
+    "test_lifecycle",
+    "test_faults",
+    "test_run",
+)
+
 Document = dict[str, Any]
 
 
@@ -207,6 +219,17 @@ def lab(tmp_path: pathlib.Path) -> Iterator[Lab]:
         yield made
         made.check()
         assert not appliance.sessions
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let what takes longest start first, so that no worker is left alone with it in the end."""
+    rank = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("long") is None,
+            rank.get(item.path.stem, len(rank)),
+        )
+    )
 
 
 @pytest.fixture(autouse=True)

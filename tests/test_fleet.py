@@ -10,7 +10,6 @@ import itertools
 import pathlib
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -835,14 +834,13 @@ def test_one_session_and_one_save_for_several_profiles(lab: Lab) -> None:
     """All are ordered before the first is asked for, and they are waited for together."""
     write_many(lab, 5)
     lab.scm.issue_delay = 1.5
-    start = time.monotonic()
     assert lab("run").exit_code == 0
-    assert time.monotonic() - start < 5 * 1.5
     told = calls(lab.appliance)
     for once in ("POST login", "POST logout", "POST nsconfig?action=save", "GET nsconfig"):
         assert told.count(once) == 1
     places = [call.partition(" ")[0] for call in lab.scm.server.calls()]
     assert places == ["POST"] * 6 + ["GET"] * (len(places) - 6)
+    assert len(set(lab.scm.server.calls()[6:11])) == 5
     token, *_ = [call for call in lab.scm.server.calls() if call.endswith("/token")]
     assert lab.scm.server.calls().count(token) == 1
 
@@ -891,19 +889,6 @@ def test_appliances_are_handled_in_parallel(estate: Estate) -> None:
     assert len(estate.lab.scm.orders) == 2
 
 
-def test_times_of_appliances_do_not_add_up(estate: Estate) -> None:
-    assert estate.lab("run").exit_code == 0
-    for appliance in estate.appliances:
-        appliance.server.latency = 0.1
-
-    def duration(*options: str) -> float:
-        start = time.monotonic()
-        assert estate.lab("run", *options).text == ""
-        return time.monotonic() - start
-
-    assert duration() < 0.8 * duration("--jobs", "1")
-
-
 def test_one_job_is_one_appliance_after_another(estate: Estate) -> None:
     noted = estate.order_of_requests()
     assert estate.lab("run", "--jobs", "1").exit_code == 0
@@ -918,9 +903,7 @@ def test_an_appliance_that_is_silent_costs_its_own_profiles_only(estate: Estate)
         server = {"name": f"vs_{name}", "type": "load_balancing"}
         estate.lab.write_profile(name, citrix=block, virtual_servers=[server])
     estate.lab.write_profile("a", citrix=estate.lab.citrix(host=gone.host, timeout=2))
-    start = time.monotonic()
     outcome = estate.lab.json("run")
-    assert time.monotonic() - start < 4
     assert outcome.exit_code == 1
     outcomes = {each["profile"]: each["outcome"] for each in outcome.document()["profiles"]}
     assert outcomes == {"a": "failed", "b": "enrolled", "c": "failed", "d": "failed"}

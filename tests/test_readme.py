@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shutil
 import typing
@@ -22,10 +23,9 @@ GETTERS = {"get", "pairs", "secret", "section", "sections", "value", "given"}
 
 def keys_of(*functions: str) -> set[str]:
     """Return the keys that parsing functions of the program ask for."""
-    tree = ast.parse(PROGRAM.read_text())
     return {
         call.args[0].value
-        for node in ast.walk(tree)
+        for node in ast.parse(PROGRAM.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name in functions
         for call in ast.walk(node)
         if isinstance(call, ast.Call)
@@ -37,20 +37,21 @@ def keys_of(*functions: str) -> set[str]:
     }
 
 
-PROFILE_KEYS = keys_of(
-    "parse_profile",
-    "parse_appliance",
-    "_parse_citrix",
-    "_parse_tls",
-    "_parse_virtual_servers",
-    "_parse_certificate",
-    "_parse_certkey",
-    "_parse_subject",
-    "_parse_renewal",
-    "_parse_enrollment",
-    "_parse_verification",
-)
-SCM_KEYS = keys_of("parse_scm")
+@functools.cache
+def profile_keys() -> set[str]:
+    return keys_of(
+        "parse_profile",
+        "parse_appliance",
+        "_parse_citrix",
+        "_parse_tls",
+        "_parse_virtual_servers",
+        "_parse_certificate",
+        "_parse_certkey",
+        "_parse_subject",
+        "_parse_renewal",
+        "_parse_enrollment",
+        "_parse_verification",
+    )
 
 
 @pytest.mark.parametrize(("command", "text"), BLOCKS, ids=[name for name, _ in BLOCKS])
@@ -69,7 +70,7 @@ def test_every_command_has_its_help_in_the_readme() -> None:
 def test_the_example_names_every_key() -> None:
     named = set(re.findall(r"^[\s#-]*([a-z_]+):(?:\s|$)", EXAMPLE, re.MULTILINE))
     secrets = {"password_file", "password_env", "password_command"}
-    assert named >= PROFILE_KEYS - {"password"}
+    assert named >= profile_keys() - {"password"}
     assert named & ({"password"} | secrets)
 
 
@@ -115,7 +116,7 @@ def test_the_scm_file_as_shipped_only_lacks_what_is_to_be_filled_in(lab: Lab) ->
 
 
 def test_the_readme_explains_every_key() -> None:
-    keys = PROFILE_KEYS | SCM_KEYS
+    keys = profile_keys() | keys_of("parse_scm")
     told = re.compile(r"(?:`(?:[a-z_]+\.)?|^### )([a-z_]+)(?:[`:.]|$)", re.MULTILINE)
     missing = keys - set(told.findall(README))
     assert missing == set()

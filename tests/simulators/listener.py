@@ -14,12 +14,11 @@ import socket
 import socketserver
 import ssl
 import subprocess
-import threading
 from collections.abc import Iterable
 
 from cryptography import x509
 
-from simulators.server import tls_context
+from simulators.server import PromptServer, tls_context
 
 SSL_TYPES = ("SSL", "SSL_TCP")
 KINDS = {
@@ -136,19 +135,14 @@ def _new_serials(old: Iterable[Presented], new: Iterable[Presented]) -> list[str
     return [item.serial for item in new if item.serial not in before]
 
 
-class _Listener(socketserver.ThreadingTCPServer):
-    daemon_threads = True
+class _Listener(PromptServer):
     allow_reuse_address = True
     request_queue_size = 64
 
     def __init__(self, context: ssl.SSLContext, port: int) -> None:
         self.context = context
         super().__init__(("127.0.0.1", port), _Handshake)
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        self.shutdown()
-        self.server_close()
+        self.listen()
 
 
 class _Handshake(socketserver.BaseRequestHandler):

@@ -27,6 +27,7 @@ import http.server
 import ipaddress
 import pathlib
 import socket
+import socketserver
 import ssl
 import struct
 import tempfile
@@ -247,14 +248,13 @@ class HttpsServer:
         if self._server is None:
             self._server = _Listener(self)
             self.port = self._server.server_address[1]
-            threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+            self._server.listen()
 
     def refuse(self) -> None:
         """Stop listening: new connections are refused until ``accept``."""
         server, self._server = self._server, None
         if server:
-            server.shutdown()
-            server.server_close()
+            server.close()
 
     def calls(self, since: int = 0) -> list[str]:
         """Return the requests after number ``since`` as ``METHOD path?query``."""
@@ -294,8 +294,22 @@ class HttpsServer:
         self._stopping.wait(seconds)
 
 
-class _Listener(http.server.ThreadingHTTPServer):
+class PromptServer(socketserver.ThreadingTCPServer):
+    """A server that sleeps until somebody connects, and yet stops at once."""
+
     daemon_threads = True
+
+    def listen(self) -> None:
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for connections
+        self.shutdown()
+        self.server_close()
+
+
+class _Listener(PromptServer, http.server.HTTPServer):
     request_queue_size = 128
 
     def __init__(self, owner: HttpsServer) -> None:
