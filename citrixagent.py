@@ -33,7 +33,8 @@ The file reads bottom-up: a name is defined before it is used.
 20. Notification       who is told what: program, mail, ping, metrics file
 21. Session            one command, from its options to its exit code
 22. Discovery          profiles for the certificates that appliances already have
-23. Commands           options and commands
+23. Checks             what a run would trip over
+24. Commands           options and commands
 """
 
 from __future__ import annotations
@@ -2948,6 +2949,12 @@ def presented_certificate(host: str, port: int, server_name: str | None, key_typ
     return _presented(_probing_context(), host, port, server_name)
 
 
+def fingerprint_in_words(certificate: bytes) -> str:
+    """Return a DER certificate's SHA-256 as citrix.fingerprint takes it."""
+    digest = hashlib.sha256(certificate).hexdigest().upper()
+    return ":".join(digest[index : index + 2] for index in range(0, len(digest), 2))
+
+
 # ----- 9. NetScaler ---------------------------------------------------------------------------
 
 _RESOURCES = {
@@ -3248,9 +3255,12 @@ class NetScaler:
         self._token = ""
         account = {"username": self._appliance.username}
         account["password"] = self._appliance.password.value
-        data = self._patiently(
-            lambda: self._request("POST", "login", "login", body={"login": account}), _CROWDED
-        )
+        try:
+            data = self._patiently(
+                lambda: self._request("POST", "login", "login", body={"login": account}), _CROWDED
+            )
+        except TransportError as error:
+            raise self._with_fingerprint(error) from None
         self._token = str(data.get("sessionid") or "")
         if not self._token:
             raise self._error(0, "the login gave no session", 200, "login", "auth")
@@ -3260,6 +3270,16 @@ class NetScaler:
             body = {"nspartition": {"partitionname": name}}
             asked = f"switch ns partition {name}"
             self._request("POST", "nspartition", asked, query="action=Switch", body=body)
+
+    def _with_fingerprint(self, error: TransportError) -> TransportError:
+        """Add to a refusal of TLS what the appliance presents, ready to paste."""
+        if error.kind == "untrusted":
+            with contextlib.suppress(OSError):
+                address = split_host_port(self.host, 443)
+                seen = fingerprint_in_words(presented_certificate(*address, None, ""))
+                text = f'{error.message} (it presents fingerprint: "{seen}")'
+                return TransportError("untrusted", text, sent=False)
+        return error
 
     def logout(self) -> None:
         """End the session; whatever comes of it changes nothing any more."""
@@ -3288,6 +3308,10 @@ class NetScaler:
     def is_cluster(self) -> bool:
         rows = _rows(self._get("nsconfig", "show ns config"), "nsconfig")
         return bool(rows) and str(rows[0].get("systemtype")).lower() == "cluster"
+
+    def has_unsaved_changes(self) -> bool:
+        rows = _rows(self._get("nsconfig", "show ns config"), "nsconfig")
+        return bool(rows) and _is_true(rows[0].get("configchanged"))
 
     @property
     def is_pair(self) -> bool:
@@ -3690,6 +3714,10 @@ class Sectigo(Protocol):
     """What the program needs of SCM, whichever of its APIs is behind it."""
 
     replaces_in_place: bool  # a replacement keeps its id, which gives the old one for a while
+
+    def log_in(self) -> None:
+        """Show that the account is taken."""
+        ...
 
     def prepare(self, profile: Profile) -> None:
         """Do all that can be done before an order: log in, check what can be checked.
@@ -4108,8 +4136,11 @@ class EnrollmentApi(RestApi):
     def __init__(self, config: ScmConfig, tokens: Tokens, context: Context) -> None:
         super().__init__(Channel(config, ["/api/v1/certificates"], "", tokens, context))
 
-    def prepare(self, _profile: Profile) -> None:
+    def log_in(self) -> None:
         self._channel.log_in()
+
+    def prepare(self, _profile: Profile) -> None:
+        self.log_in()
 
     def order(self, profile: Profile, change: Change) -> str:
         order = ordered(change)
@@ -4187,10 +4218,14 @@ class AdminApi(RestApi):
         super().__init__(Channel(config, paths, self._type_list, tokens, context))
         self._types: list[Document] = []
 
-    def prepare(self, profile: Profile) -> None:
-        """Log in, and check certificate type, term and key type against what SCM offers."""
+    def log_in(self) -> None:
+        """Log in, and read what SCM offers: without that right nothing can be ordered."""
         self._channel.log_in()
         self._types = self._types or self._list(self._type_list, "list of types")[0]
+
+    def prepare(self, profile: Profile) -> None:
+        """Log in, and check certificate type, term and key type against what SCM offers."""
+        self.log_in()
         wanted = str(self._config.cert_type)
         offered = next((each for each in self._types if str(each.get("id")) == wanted), None)
         if offered is None:
@@ -6868,6 +6903,7 @@ class Report:
     results: list[Result] = dataclasses.field(default_factory=list)
     certificates: list[Document] | None = None
     own: Document | None = None  # what a command's JSON object has in place of results
+    found: ExitCode | None = None  # what a command that only looks has come to
     warnings: list[str] = dataclasses.field(default_factory=list)  # that belong to no profile
     errors: list[AgentError] = dataclasses.field(default_factory=list)  # that stopped everything
     failures: list[AgentError] = dataclasses.field(default_factory=list)  # of parts of a list
@@ -6892,6 +6928,8 @@ class Report:
         """
         if self.errors:
             return self.errors[0].exit_code
+        if self.found is not None:
+            return self.found
         failed = [result.error for result in self.results if result.error]
         if failed and self.nothing_usable:
             return ExitCode.CONFIG
@@ -8368,6 +8406,28 @@ class Session:
         terminal = is_terminal(sys.stdin) and self.report.console.is_terminal
         return terminal and ask(question, self.context.interrupt)
 
+    def new_run(
+        self, config: ScmConfig, intent: Intent, *, dry_run: bool, wait: int | None = None
+    ) -> Run:
+        return Run(
+            intent=intent,
+            dry_run=dry_run,
+            wait=wait,
+            config=config,
+            store=self.store,
+            context=self.context,
+            tokens=Tokens(config, self.redactor),
+            progress=self.report.console.progress,
+            warn=self.report.warn,
+        )
+
+    def _try_login(self, run: Run) -> None:
+        """Log in to SCM: a dry run that asks SCM nothing would promise what a run cannot do."""
+        try:
+            connect_to_scm(run.config, run.tokens, run.context).log_in()
+        except AgentError as error:
+            self.report.failures.append(error)
+
     def execute(self, names: Sequence[str], intent: Intent, wait: int | None, jobs: int) -> None:
         """Load, lock, run, and take the results into the report."""
         config, profiles = self.load(names)
@@ -8379,17 +8439,9 @@ class Session:
         self.lock()
         if self._is_full:
             self._channels().ping_start()
-        run = Run(
-            intent=intent,
-            dry_run=self.report.dry_run,
-            wait=wait,
-            config=config,
-            store=self.store,
-            context=self.context,
-            tokens=Tokens(config, self.redactor),
-            progress=self.report.console.progress,
-            warn=self.report.warn,
-        )
+        run = self.new_run(config, intent, dry_run=self.report.dry_run, wait=wait)
+        if run.dry_run:
+            self._try_login(run)
         self.report.results += run_all(profiles, run, jobs)
         self.report.results.sort(key=lambda result: result.profile)
 
@@ -8518,8 +8570,8 @@ def _note_end(found: Found, certificate: Certificate) -> None:
 
 def _note_gaps(found: Found) -> None:
     if found.refused:
-        text = "the appliance calls it, or its virtual servers, in a way that no profile can"
-        found.notes.append(f"{text} ({_listed(found.refused)})")
+        text = "what the appliance or agent.yaml says there cannot stand in a profile"
+        found.notes.append(f"{_listed(found.refused)}: {text}")
     block = found.document["citrix"]
     if isinstance(block, dict) and not any(key in block for key in secret_keys("password")):
         found.missing.append("citrix.password_file")
@@ -8530,8 +8582,11 @@ def _note_gaps(found: Found) -> None:
 class Discovery:
     """Describes the certificates of one appliance that no profile names."""
 
-    def __init__(self, site: Site, profiles: Iterable[Profile], context: Context) -> None:
+    def __init__(
+        self, site: Site, profiles: Iterable[Profile], home: Home, context: Context
+    ) -> None:
         self._site = site
+        self._home = home
         self._view = View(site.appliance, context)
         self._survey = Survey()
         self._named = {each.certkey for each in profiles if self._may_be_here(each)}
@@ -8633,7 +8688,7 @@ class Discovery:
         source = DiskSource(pathlib.Path("profile"), Redactor())
         named = {**document, "citrix": self._site.name}
         site = self._site.appliance
-        root = Section(named, source, told)
+        root = Section(named, source, told, below=self._home.defaults(told))
         profile = parse_profile("", root, lambda _name, _problems: site, told)
         parts = [problem.split(": ", 2) for problem in told]
         return profile, {path: text for _, path, text in parts}
@@ -8728,7 +8783,7 @@ def _survey_all(session: Session, sites: Sequence[Site]) -> list[Survey]:
     home, surveys = session.home, list[Survey]()
     profiles = home.load_profiles(home.profile_files([])).read
     with concurrent.futures.ThreadPoolExecutor(max_workers=32) as pool:
-        tasks = [Discovery(site, profiles, session.context).survey for site in sites]
+        tasks = [Discovery(site, profiles, home, session.context).survey for site in sites]
         for task in [pool.submit(task) for task in tasks]:
             try:
                 surveys.append(task.result())
@@ -8741,6 +8796,9 @@ def discover(session: Session, names: Sequence[str], *, write: bool) -> None:
     """Describe what the appliances serve without a profile; AgentError where there are none."""
     report, home = session.report, session.home
     report.own = {"profiles": []}
+    _, wrong = home.load_settings()
+    if wrong:
+        raise AgentError("config", "\n".join(wrong))
     sites, problems = home.sites(names)
     report.failures += [AgentError("config", problem) for problem in problems]
     if not (sites or problems):
@@ -8766,7 +8824,474 @@ def discover(session: Session, names: Sequence[str], *, write: bool) -> None:
     report.console.say(_survey_text(found, left_alone, due))
 
 
-# ----- 23. Commands ---------------------------------------------------------------------------
+# ----- 23. Checks -----------------------------------------------------------------------------
+
+CheckStatus = Literal["ok", "warn", "fail", "skip"]
+_SHOWN: Mapping[CheckStatus, str] = {"ok": "ok", "skip": "skip", "warn": "warn", "fail": "FAIL"}
+_PACKAGES = {"click": (8, 1), "cryptography": (42,), "PyYAML": (6, 0), "requests": (2, 31)}
+_OLDEST_RELEASE = (13, 0)
+_MACHINE, _SCM, _SETTINGS = "machine", "scm", "agent.yaml"
+_LATE = dt.timedelta(hours=36)  # since the last full run
+_NEEDED_LOOKS = {"stat HA node", "show ssl certKey", "show ssl vserver", "show system file"}
+_Seen = TypeVar("_Seen")
+_REMEDY = re.compile(r"(.+): (?=[a-z/]|SCM offers)(.+)", re.DOTALL)  # how a problem's text ends
+_RIGHT = re.compile(r"(.+): (allow it with: .+)", re.DOTALL)  # two commands, with a colon each
+_ABSENT_FILE = "citrixagent-check.pem"  # asked for to see whether files may be read
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    target: str
+    name: str
+    status: CheckStatus
+    message: str
+    remedy: str = ""
+
+    @property
+    def line(self) -> str:
+        text = f"{self.message}: {self.remedy}" if self.remedy else self.message
+        return f"{_SHOWN[self.status]:<4}  {self.target}  {text}"
+
+
+class Checks:
+    """Collects what was looked at; of one target a sentence is told once."""
+
+    def __init__(self) -> None:
+        self.all: list[Check] = []
+        self.stopping = False  # run would end with exit code 3
+
+    def add(self, status: CheckStatus, target: str, name: str, text: str) -> None:
+        """Take note of something; a problem's text ends with its remedy, after a colon."""
+        is_problem = status in {"warn", "fail"}
+        parts = (_RIGHT.fullmatch(text) or _REMEDY.fullmatch(text)) if is_problem else None
+        check = Check(target, name, status, *(parts.groups() if parts else (text, "")))
+        same = [each for each in self.all if each.target == target and each.line == check.line]
+        if not (is_problem and same):
+            self.all.append(check)
+
+    @contextlib.contextmanager
+    def trying(self, target: str, name: str, done: str) -> Iterator[None]:
+        """Take note of ``done``, or of the AgentError that comes instead."""
+        try:
+            yield
+        except AgentError as error:
+            self.add("fail", target, name, error.message)
+        else:
+            self.add("ok", target, name, done)
+
+    def count(self, status: CheckStatus) -> int:
+        return sum(check.status == status for check in self.all)
+
+    def failed(self, target: str) -> bool:
+        return any(check.target == target and check.status == "fail" for check in self.all)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)[:3]))
+
+
+def _check_packages(checks: Checks) -> None:
+    import importlib.metadata
+
+    checks.add("ok", _MACHINE, "python", f"Python {sys.version.split()[0]}, {sys.executable}")
+    for package, oldest in _PACKAGES.items():
+        found = importlib.metadata.version(package)
+        wanted = ".".join(map(str, oldest))
+        if _version(found) >= oldest:
+            checks.add("ok", _MACHINE, "packages", f"{package} {found}")
+            continue
+        remedy = f"{shlex.quote(sys.executable)} -m pip install -U '{package}>={wanted}'"
+        text = f"{package} {found} is older than {wanted}, which is needed"
+        checks.add("fail", _MACHINE, "packages", f"{text}: {remedy}")
+
+
+def _owner(uid: int) -> str:
+    import pwd
+
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(uid).pw_name
+    return str(uid)
+
+
+def _check_path(path: pathlib.Path, home: pathlib.Path, target: str, checks: Checks) -> None:
+    """Look at who may change a file or folder: that may run commands as this user."""
+    try:
+        found, trusted = path.stat(), {0, os.geteuid(), home.stat().st_uid}
+    except OSError as error:
+        checks.add("warn", target, "files", f"{path} cannot be looked at ({error.strerror})")
+        return
+    if found.st_mode & stat.S_IWOTH:
+        remedy = f"chmod o-w {shlex.quote(str(path))}"
+        checks.add("warn", target, "files", f"{path} can be changed by everybody: {remedy}")
+    elif found.st_uid not in trusted:
+        remedy = f"chown {_user()} {shlex.quote(str(path))}"
+        text = f"{path} belongs to {_owner(found.st_uid)}, who can change it"
+        checks.add("warn", target, "files", f"{text}: {remedy}")
+    else:
+        checks.add("ok", target, "files", f"{path}: mode {stat.S_IMODE(found.st_mode):04o}")
+
+
+def _check_schedule(store: Store, checks: Checks) -> None:
+    remedy = "have cron or a timer run it every night (README, section 1)"
+    try:
+        data = json.loads((store.folder / "last-run.json").read_bytes())
+        finished = data["run"]["finished"]
+        ended = dt.datetime.fromisoformat(finished.replace("Z", "+00:00"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        checks.add("warn", _MACHINE, "schedule", f"no full run is on record: {remedy}")
+        return
+    status: CheckStatus = "warn" if utc_now() - ended > _LATE else "ok"
+    text = f"the last full run ended at {finished}"
+    checks.add(status, _MACHINE, "schedule", f"{text}: {remedy}" if status == "warn" else text)
+
+
+def _end_of(certificate: bytes) -> dt.datetime | None:
+    with contextlib.suppress(ValueError):
+        return read_certificate(certificate).not_after
+    return None
+
+
+def _place_of(appliance: Appliance) -> object:
+    account = (appliance.username, appliance.password.value)
+    return appliance.addresses, appliance.partition, account
+
+
+class ProfileLook:
+    """Looks at what a profile finds on its appliance."""
+
+    def __init__(
+        self, profile: Profile, view: View, store: Store, context: Context, checks: Checks
+    ) -> None:
+        self._profile = profile
+        self._view = view
+        self._store = store
+        self._prover = Prover(profile, view, context.interrupt)
+        self._checks = checks
+
+    def run(self) -> None:
+        for server in self._profile.virtual_servers:
+            self._look_at_server(server)
+        row = self._view.certkeys.get(self._profile.certkey)
+        if row is None:
+            text = f"the certkey {self._profile.certkey} is not there yet: run orders it"
+            self._checks.add("ok", self._profile.name, "certkey", text)
+            return
+        with contextlib.suppress(AgentError):  # no profile fails for want of this reading
+            self._look_at_certificate(row)
+
+    def _look_at_server(self, server: VirtualServer) -> None:
+        profile, name = self._profile, self._profile.name
+        text = f'the virtual server "{server.name}"'
+        with self._checks.trying(name, "virtual server", f"{text} ends TLS"):
+            self._view.virtual_server(server)
+            if not self._view.is_bound(server, profile.certkey):
+                self._view.check_sni(server)
+        if holder := self._view.bound_instead(server, profile):
+            remedy = f"take it over with certificate.name, unbind it, or run {name} --take-over"
+            held = f'{text} holds the certkey "{holder}" already'
+            self._checks.add("fail", name, "virtual server", f"{held}: {remedy}")
+
+    def _look_at_certificate(self, row: CertKey) -> None:
+        profile, name, now = self._profile, self._profile.name, utc_now()
+        record = self._store.load(name)
+        certificate = known_certificate(record, row) or read_installed(self._view, row)
+        self._checks.add(
+            "ok", name, "certkey", f"{row.name}, valid until {iso(certificate.not_after)}"
+        )
+        for text in self._view.expiring(row.name, now):
+            remedy = f"renew {name}, and have SCM give a chain that lasts"
+            self._checks.add("warn", name, "chain", f"{text}: {remedy}")
+        if not row.link and row.subject != row.issuer:
+            text = (
+                f"the certkey {row.name} is not linked, so that clients get it without its issuer"
+            )
+            self._checks.add(
+                "warn", name, "chain", f"{text}: add the issuer's certkey, and link it"
+            )
+        for server in profile.virtual_servers if profile.handshake != "off" else ():
+            if self._view.is_bound(server, profile.certkey):
+                self._shake_hands(server, certificate)
+
+    def _shake_hands(self, server: VirtualServer, certificate: Certificate) -> None:
+        try:
+            wrong, _ = self._prover.wrong_at(server, certificate)
+        except AgentError as error:
+            wrong = error.message
+        status: CheckStatus = "fail" if self._profile.handshake == "required" else "warn"
+        remedy = "look at its bindings and at what stands between, or set connect"
+        if wrong:
+            text = wrong if ": " in wrong else f"{wrong}: {remedy}"
+            self._checks.add(status, self._profile.name, "handshake", text)
+        else:
+            text = f'"{server.name}" presents the certificate'
+            self._checks.add("ok", self._profile.name, "handshake", text)
+
+
+class ApplianceLook:
+    """Looks at one appliance, as its account sees it, and at the profiles there."""
+
+    def __init__(
+        self, appliance: Appliance, profiles: list[Profile], session: Session, checks: Checks
+    ) -> None:
+        self.profiles = profiles
+        self.is_open = False  # a run can begin there
+        self._appliance = appliance
+        self._context = session.context
+        self._store = session.store
+        self._checks = checks
+
+    def run(self) -> None:
+        hosts = [host for host in self._appliance.hosts if self._look_at_tls(host)]
+        roles = [role for role in map(self._look_from_inside, hosts) if role]
+        if not roles:
+            return
+        if "primary" not in roles:
+            text = f"{hosts[0]} is the standby node of its HA pair, which is not written to"
+            remedy = (
+                "name the primary, both nodes, or a SNIP with management access, as citrix.host"
+            )
+            self._checks.add("fail", self._target, "role", f"{text}: {remedy}")
+        view = View(self._appliance, self._context)
+        try:
+            view.open(standby=True)
+            self.is_open = "primary" in roles
+            for profile in self.profiles:
+                ProfileLook(profile, view, self._store, self._context, self._checks).run()
+        except AgentError as error:
+            self._checks.add("fail", self._target, "reading", error.message)
+        finally:
+            view.close()
+
+    @property
+    def _target(self) -> str:
+        return self._appliance.host
+
+    def _look_at_tls(self, host: str) -> bool:
+        """Look at the management certificate, whether it is trusted or not."""
+        for notice in _notices(self._appliance):
+            remedy = "set ca_bundle or fingerprint instead"
+            self._checks.add("warn", self._target, "tls", f"{notice}: {remedy}")
+        try:
+            presented = presented_certificate(*split_host_port(host, 443), None, "")
+        except OSError as error:
+            text = f"{host} cannot be reached ({_words(error)})"
+            remedy = "check citrix.host, the network and its firewalls"
+            self._checks.add("fail", self._target, "tls", f"{text}: {remedy}")
+            return False
+        text = f'{host} presents fingerprint: "{fingerprint_in_words(presented)}"'
+        self._checks.add("ok", self._target, "tls", text)
+        end = _end_of(presented)
+        if end is None or end - utc_now() > _SOON:
+            return True
+        over = end <= utc_now()
+        text = (
+            f"the management certificate of {host} {'expired' if over else 'expires'} at {iso(end)}"
+        )
+        remedy = "renew it on the appliance; where it is pinned, pin the new one"
+        self._checks.add("fail" if over else "warn", self._target, "tls", f"{text}: {remedy}")
+        return True
+
+    def _look_from_inside(self, host: str) -> str:
+        """Log in, and see what the account may read; return the node's role, empty without one."""
+        client = NetScaler(self._appliance, host, self._context)
+        try:
+            with self._checks.trying(self._target, "login", f"{host} takes the login"):
+                client.login()
+            return "" if self._checks.failed(self._target) else self._look_around(client)
+        finally:
+            client.logout()
+
+    def _look_around(self, client: NetScaler) -> str:
+        standby = self._may(client, "stat HA node", client.is_standby)
+        release = self._may(client, "show ns version", client.read_release)
+        unsaved = self._may(client, "show ns config", client.has_unsaved_changes)
+        self._may(client, "show ssl certKey", client.certkeys)
+        self._may(client, "show ssl vserver", client.bindings)
+        self._may(client, "show system file", lambda: client.read_file(_ABSENT_FILE))
+        for kind, asked in _SHOW.items():
+            self._may(client, asked, functools.partial(client.virtual_servers, kind))
+        if release and _version(release) < _OLDEST_RELEASE:
+            text = f"{client.host} has release {release}, which is not supported"
+            self._checks.add("warn", self._target, "release", f"{text}: upgrade to 13.0 or newer")
+        if unsaved:
+            text = f"{client.host} has changes that nobody saved, which a run saves with its own"
+            self._checks.add("warn", self._target, "saved", f"{text}: save ns config")
+        return "standby" if standby else "primary"
+
+    def _may(self, client: NetScaler, asked: str, look: Callable[[], _Seen]) -> _Seen | None:
+        """Try a look; what is refused fails a run only where it needs that."""
+        try:
+            seen = look()
+        except AgentError as error:
+            kinds = {server.kind for each in self.profiles for server in each.virtual_servers}
+            needed = asked in _NEEDED_LOOKS or asked in {_SHOW[kind] for kind in kinds}
+            self._checks.add("fail" if needed else "warn", self._target, asked, error.message)
+            return None
+        self._checks.add("ok", self._target, asked, f"{client.host}: {asked} is allowed")
+        return seen
+
+
+def _check_lines(checks: Checks, *, verbose: bool) -> list[str]:
+    """Return the lines to show: what is well first, in one line for each target, problems last."""
+    order: tuple[CheckStatus, ...] = ("ok", "skip", "warn", "fail")
+    lines: list[str] = []
+    for status in order:
+        found = [each for each in checks.all if each.status == status]
+        if verbose or status in {"warn", "fail"}:
+            lines += [each.line for each in found]
+            continue
+        for target, number in collections.Counter(each.target for each in found).items():
+            only = next(each.message for each in found if each.target == target)
+            text = only if number == 1 else _count(number, "check")
+            lines.append(f"{_SHOWN[status]:<4}  {target}  {text}")
+    counts = [f"{checks.count(status)} {_SHOWN[status]}" for status in order]
+    return [*lines, f"{_count(len(checks.all), 'check')}: {', '.join(counts)}"]
+
+
+def _try_address(scm: Sectigo) -> None:
+    """Ask for a certificate that nobody has: any reasoned no shows that this is SCM's API."""
+    try:
+        scm.status("0")
+    except ScmError as error:
+        if error.code is None or error.kind in {"auth", "permission"}:
+            raise
+
+
+class Examination:
+    """Looks at everything that a run would trip over, and changes nothing."""
+
+    def __init__(self, session: Session, names: Sequence[str]) -> None:
+        self.checks = Checks()
+        self._session = session
+        self._home = session.home
+        self._names = names
+        self._profiles: list[Profile] = []
+        self._config: ScmConfig | None = None
+
+    def files(self) -> None:
+        """Look at this machine and at all files."""
+        home, checks = self._home, self.checks
+        _check_packages(checks)
+        files = home.profile_files(self._names)
+        folders = [home.path, home.path / "profiles", home.path / "appliances"]
+        scm, agent = home.path / "scm.yaml", home.path / "agent.yaml"
+        targets = {scm: _SCM, agent: _SETTINGS}
+        appliances = [] if self._names else _yaml_files(home.path / "appliances")
+        for path in [folder for folder in folders if folder.is_dir()]:
+            _check_path(path, home.path, _MACHINE, checks)
+        for path in [each for each in (scm, agent, *appliances) if each.is_file()]:
+            _check_path(path, home.path, targets.get(path, _MACHINE), checks)
+        for path in files:
+            _check_path(path, home.path, path.stem, checks)
+        _check_schedule(self._session.store, checks)
+        self._read_scm()
+        self._read_settings()
+        self._read_profiles(files)
+
+    def _read_settings(self) -> None:
+        settings, problems = self._home.load_settings()
+        self.checks.stopping |= bool(problems)
+        for problem in dict.fromkeys((*problems, *settings.problems)):
+            self.checks.add("fail", _SETTINGS, "configuration", problem)
+        if os.path.lexists(self._home.path / _SETTINGS) and not self.checks.failed(_SETTINGS):
+            self.checks.add("ok", _SETTINGS, "configuration", "agent.yaml")
+
+    def _read_scm(self) -> None:
+        self._config, problems = self._home.load_scm()
+        for problem in problems:
+            self.checks.add("fail", _SCM, "configuration", problem)
+        self.checks.stopping |= bool(problems)
+        if not problems:
+            self.checks.add("ok", _SCM, "configuration", "scm.yaml")
+
+    def _read_profiles(self, files: Sequence[pathlib.Path]) -> None:
+        loaded = self._home.load_profiles(files)
+        self._profiles = loaded.profiles
+        for name, problems in loaded.broken.items():
+            for problem in problems:
+                self.checks.add("fail", name, "configuration", problem)
+        self.checks.stopping |= bool(files) and not loaded.profiles
+        for profile in loaded.profiles:
+            self.checks.add("ok", profile.name, "configuration", f"profile {profile.name}")
+            with self.checks.trying(profile.name, "record", "its record in state/"):
+                self._session.store.load(profile.name)
+        if not files:
+            text = "no profile: see citrixagent.py discover and configure"
+            self.checks.add("skip", _MACHINE, "profiles", text)
+
+    def network(self) -> None:
+        """Look at SCM, at the appliances, and at what a run would do there."""
+        config = self._config
+        reached = self._look_at_scm(config) if config else False
+        looks = self._looks()
+        with concurrent.futures.ThreadPoolExecutor(max_workers=32) as pool:
+            for done in [pool.submit(look.run) for look in looks]:
+                done.result()
+        if config and reached:
+            well = [profile for look in looks if look.is_open for profile in look.profiles]
+            self._rehearse(config, well)
+
+    def _looks(self) -> list[ApplianceLook]:
+        """Return one look for each appliance and account, whatever else differs."""
+        places: dict[object, tuple[Appliance, list[Profile]]] = {}
+        for profile in self._profiles:
+            place = _place_of(profile.appliance)
+            places.setdefault(place, (profile.appliance, []))[1].append(profile)
+        sites, problems = ([], []) if self._names else self._home.sites([])
+        for problem in problems:
+            self.checks.add("warn", _MACHINE, "configuration", problem)
+        for site in sites:
+            places.setdefault(_place_of(site.appliance), (site.appliance, []))
+        return [ApplianceLook(*each, self._session, self.checks) for each in places.values()]
+
+    def _look_at_scm(self, config: ScmConfig) -> bool:
+        """Log in to SCM, and compare what it offers with the profiles."""
+        session = self._session
+        scm = connect_to_scm(config, Tokens(config, session.redactor), session.context)
+        host = urllib.parse.urlsplit(config.url).netloc
+        with self.checks.trying(_SCM, "login", f"{host} takes the login"):
+            scm.log_in()
+            _try_address(scm)
+        if self.checks.failed(_SCM):
+            return False
+        for profile in self._profiles:
+            with self.checks.trying(_SCM, "offer", f"what {profile.name} asks for is offered"):
+                scm.prepare(profile)
+        return True
+
+    def _rehearse(self, config: ScmConfig, profiles: Sequence[Profile]) -> None:
+        """Have a dry run say what it would trip over."""
+        run = self._session.new_run(config, Intent(), dry_run=True)
+        for result in run_all(profiles, run, 32):
+            if result.error:
+                self.checks.add("fail", result.profile, "run", result.error.message)
+            else:
+                text = f"{result.outcome}: {result.reason}" if result.reason else result.outcome
+                self.checks.add("ok", result.profile, "run", f"run --dry-run: {text}")
+            for warning in result.warnings:
+                self.checks.add("warn", result.profile, "run", warning)
+
+
+def examine(session: Session, names: Sequence[str], *, offline: bool) -> None:
+    """Tell what a run would trip over; everything that can be told is told."""
+    report, examination = session.report, Examination(session, names)
+    checks = examination.checks
+    report.own = {"checks": []}
+    examination.files()
+    if offline:
+        checks.add("skip", _MACHINE, "network", "SCM and the appliances: --offline")
+    else:
+        examination.network()
+    report.own = {"checks": [dataclasses.asdict(each) for each in checks.all]}
+    report.found = ExitCode.FAILED if checks.count("fail") else ExitCode.OK
+    report.found = ExitCode.CONFIG if checks.stopping else report.found
+    for line in _check_lines(checks, verbose=session.app.verbosity > 0):
+        report.console.say(line)
+
+
+# ----- 24. Commands ---------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -9180,6 +9705,20 @@ def discover_command(app: App, appliances: tuple[str, ...], write: bool, as_json
     """
     session = Session(app, "discover", as_json=as_json)
     session.run(lambda s: discover(s, appliances, write=write))
+
+
+@main.command("check")
+@click.argument("profiles", nargs=-1, metavar="[PROFILE]...")
+@click.option("--offline", is_flag=True, help="Look at this machine and its files only.")
+@_json_option
+@click.pass_obj
+def check_command(app: App, profiles: tuple[str, ...], offline: bool, as_json: bool) -> None:
+    """Tell what a run would trip over, and what mends it; changes nothing.
+
+    -v shows what is well, too.
+    """
+    session = Session(app, "check", as_json=as_json)
+    session.run(lambda s: examine(s, profiles, offline=offline))
 
 
 STATUS_FORMATS: Mapping[str, Callable[[Overview], str]] = {

@@ -491,3 +491,18 @@ def test_an_address_is_an_ip_address(site: Lab) -> None:
     serve(site.appliance, "ip", address, [address], subject=SUBJECT)
     certificate = found(site.json("discover").document(), "ip")["profile"]["certificate"]
     assert certificate["common_name"] == address
+
+
+def test_defaults_give_what_a_certificate_does_not_tell(site: Lab) -> None:
+    serve(site.appliance, "dv", "dv.example.com", ["dv.example.com"])
+    serve(site.appliance, "full", "f.example.com", ["f.example.com"], subject=SUBJECT)
+    subject = {"organization": "Default Ltd", "state": "Kent", "country": "GB"}
+    site.write_yaml("agent.yaml", {"defaults": {"certificate": subject}})
+    document = site.json("discover", "--write").document()
+    assert all(each["complete"] for each in document["profiles"])
+    assert "organization" not in found(document, "dv")["profile"]["certificate"]
+    assert found(document, "full")["profile"]["certificate"]["organization"] == "Example Ltd"
+    (site.home / "scm.elsewhere").rename(site.home / "scm.yaml")
+    assert site.json("run", "--dry-run").profile("dv")["outcome"] == "unchanged"
+    site.write("agent.yaml", "defaults: 3\n")
+    assert site("discover").exit_code == 3

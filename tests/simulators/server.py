@@ -204,8 +204,8 @@ class HttpsServer:
         self.clock: Callable[[], dt.datetime] | None = None
         self.latency = 0.0
         self.refuse_after: int | None = None
-        self.certificate, key = server_certificate()
-        self._context = tls_context([(self.certificate, key)])
+        self.own = server_certificate()
+        self.present_pair(*self.own)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._connections: set[socket.socket] = set()
@@ -228,8 +228,12 @@ class HttpsServer:
 
     def present(self, *hosts: str) -> None:
         """Present, from now on, a management certificate for these names."""
-        self.certificate, key = server_certificate(*hosts)
-        self._context = tls_context([(self.certificate, key)])
+        self.present_pair(*server_certificate(*hosts))
+
+    def present_pair(self, chain: str, key: str) -> None:
+        """Present another certificate (PEM, with its key) from the next connection on."""
+        self.certificate = chain
+        self._context = tls_context([(chain, key)])
 
     def start(self) -> None:
         self._stopping.clear()
