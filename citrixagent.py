@@ -39,6 +39,7 @@ The file reads bottom-up: a name is defined before it is used.
 
 from __future__ import annotations
 
+import abc
 import base64
 import collections
 import concurrent.futures
@@ -1485,6 +1486,11 @@ def normal_serial(text: str) -> str:
     return text.upper().removeprefix("0X").replace(":", "").strip().lstrip("0") or "0"
 
 
+def shown_serial(serial: str) -> str:
+    """Return a serial number as whole bytes, the way appliances and browsers print it."""
+    return serial.zfill(len(serial) + len(serial) % 2)
+
+
 def key_type_of(key: PublicKeyTypes) -> str:
     """Return the name that a profile has for a key such as this one."""
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -1750,6 +1756,8 @@ class Generation:
     ours: bool = True  # made by this tool: its files may be deleted by this tool
     link: str = ""  # the issuer that the certkey was linked to, where the chain is not known
     form: str = "PEM"  # how its files are loaded: PEM, DER or PFX
+    ordered_at: str | None = None  # where this tool did
+    revoked: bool = False  # by the operator, while it was not in service any more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1899,9 +1907,10 @@ def promote(record: Record) -> Record:
     dropped = [each for each in record.generations if each.ours and each.serial not in kept]
     files = [change.order.csr_file] if change.order else []
     files += [file for each in dropped for file in (each.key_file, each.cert_file)]
+    sent = change.order.sent if change.order else change.new.ordered_at
     return dataclasses.replace(
         record,
-        installed=change.new,
+        installed=dataclasses.replace(change.new, ordered_at=sent),
         previous=previous,
         found=None,
         change=None,
@@ -1915,7 +1924,7 @@ def promote(record: Record) -> Record:
 
 LAPSE = dt.timedelta(days=7)
 """What is left when waiting for the operator ends: a certificate must not lapse over a question."""
-_A_NIGHT = dt.timedelta(hours=20)
+_A_NIGHT, _A_DAY = dt.timedelta(hours=20), dt.timedelta(hours=24)
 
 
 class Step(enum.Enum):
@@ -1945,6 +1954,7 @@ class Intent:
     force: bool = False  # of enroll
     cert_id: str | None = None
     reason: str = ""  # for SCM, of a replacement
+    everything: bool = False  # renew or replace all, which may be repeated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -2083,6 +2093,15 @@ def _is_managed(seen: Observed) -> bool:
     return bool(installed and installed.cert_id and _is_installed(seen))
 
 
+def just_ordered(record: Record, now: dt.datetime) -> str:
+    """Return when what is installed was ordered, if in the last 24 hours; empty otherwise.
+
+    A time in the future is that of a clock that was wrong.
+    """
+    sent = record.installed.ordered_at if record.installed else None
+    return sent if sent and dt.timedelta(0) <= now - parse_iso(sent) < _A_DAY else ""
+
+
 def _difference(profile: Profile, certificate: Certificate, installed: Generation | None) -> str:
     """Say how profile and certificate differ in names or key type; empty where they agree.
 
@@ -2184,7 +2203,7 @@ def _roll_back(profile: Profile, seen: Observed) -> Plan:
         end = iso(previous.not_after)
         raise AgentError("state", f"the previous certificate of {name} expired at {end}")
     # rollback: the previous certificate was revoked by the operator
-    if record.revoked == record.previous.serial:
+    if record.previous.revoked or record.revoked == record.previous.serial:
         raise AgentError("state", f"the previous certificate of {name} was revoked by the operator")
     # rollback
     reason = f"the operator put {record.previous.serial} back"
@@ -2237,6 +2256,9 @@ def _start(  # noqa: C901, PLR0911, PLR0912, PLR0915 - README's table, row by ro
     difference, managed = _difference(profile, held, record.installed), _is_managed(seen)
     renewal: Action = "renew" if managed and not difference else "enroll"
     revoked = record.revoked == held.serial
+    # renew --all, replace --all: ordered in the last 24 hours
+    if intent.everything and _is_installed(seen) and (sent := just_ordered(record, now)):
+        return _finish(profile, seen, f"ordered at {sent}, within 24 hours")
     # renew
     if intent.command == "renew":
         return _new("renewed", asked, renewal)
@@ -3677,7 +3699,8 @@ _DCV_CODES = frozenset({-107, -715, -724, -727, -737, -1010, -1137})
 _AUTH_CODES = frozenset({-16, -970})
 _FORBIDDEN_CODES = frozenset({-3, -25, -37, -738})
 _NOT_RENEWABLE_CODES = frozenset({-105, -110, -123, -124, -159, -180, -5101})
-_REVOKED_CODES = frozenset({-102, -110, -159})
+_REVOKED_CODES = frozenset({-110, -159})
+_NOT_ISSUED = -102
 _TURNED_DOWN = frozenset({"DECLINED", "REJECTED", "INVALID", "REVOKED", "EXPIRED", "REPLACED"})
 _TRUSTED_DOMAIN = ".sectigo.com"
 _ACCEPT_PEM = "application/x-pem-file, */*;q=0.8"
@@ -3744,6 +3767,10 @@ class Sectigo(Protocol):
 
     def revoke(self, cert_id: str, reason: int, message: str) -> None:
         """Revoke a certificate; one that is revoked already is fine."""
+        ...
+
+    def revoke_previous(self, made: Generation, reason: int, message: str) -> None:
+        """Revoke a certificate that was renewed or replaced, and no other that has its id."""
         ...
 
     def find(self, profile: Profile, change: Change, known: Sequence[str]) -> str | None:
@@ -4044,7 +4071,13 @@ def _is_plain(answer: Answer) -> bool:
     return not answer.body.strip() if data is None else _code(data, "code") is None
 
 
-class RestApi:
+def _not_revocable(what: str) -> ScmError:
+    text = f"SCM refused the revocation: {what} is not issued there (code {_NOT_ISSUED})"
+    text += ": look at it in SCM, and revoke it there"
+    return ScmError("rejected", text, code=_NOT_ISSUED, status=400)
+
+
+class RestApi(abc.ABC):
     """What both APIs of SCM have in common: what their answers mean."""
 
     def __init__(self, channel: Channel) -> None:
@@ -4113,6 +4146,10 @@ class RestApi:
             return None
         raise self._refusal(answer, "download")
 
+    @abc.abstractmethod
+    def status(self, cert_id: str) -> str:
+        """Return SCM's word for the state of a certificate."""
+
     def _status(self, path: str) -> str:
         answer = self._channel.get(path)
         status = (answer.json() or {}).get("status")
@@ -4120,12 +4157,20 @@ class RestApi:
             raise self._refusal(answer, "status")
         return re.sub(r"[\s_\x00-\x1f\x7f]", "", status).upper()
 
-    def _end(self, method: str, path: str, data: Document) -> None:
-        """Revoke; what is revoked already is fine."""
+    def _end(self, method: str, path: str, data: Document) -> bool:
+        """Revoke; what is revoked already is fine. False: it is not issued, for whatever reason."""
         answer = self._channel.write(method, path, data)
-        done = 200 <= answer.status < 300 and _is_plain(answer)
-        if not done and _code(answer.json(), "code") not in _REVOKED_CODES:
-            raise self._refusal(answer, "revocation")
+        code = _code(answer.json(), "code")
+        if (200 <= answer.status < 300 and _is_plain(answer)) or code in _REVOKED_CODES:
+            return True
+        if code == _NOT_ISSUED:
+            return False
+        raise self._refusal(answer, "revocation")
+
+    def _end_known(self, method: str, path: str, data: Document, cert_id: str) -> None:
+        """Revoke what can be asked for; why it is not issued tells its status."""
+        if not self._end(method, path, data) and self.status(cert_id) != "REVOKED":
+            raise _not_revocable(cert_id)
 
 
 class EnrollmentApi(RestApi):
@@ -4155,7 +4200,11 @@ class EnrollmentApi(RestApi):
         return self._status(f"/{_part(cert_id)}/status")
 
     def revoke(self, cert_id: str, reason: int, message: str) -> None:
-        self._end("DELETE", f"/{_part(cert_id)}", {"reasonCode": reason, "message": message})
+        data = {"reasonCode": reason, "message": message}
+        self._end_known("DELETE", f"/{_part(cert_id)}", data, cert_id)
+
+    def revoke_previous(self, made: Generation, reason: int, message: str) -> None:
+        self.revoke(made.cert_id or "", reason, message)
 
     def find(self, profile: Profile, change: Change, _known: Sequence[str]) -> str | None:
         """Give up: this API has neither a list nor a search."""
@@ -4266,7 +4315,14 @@ class AdminApi(RestApi):
 
     def revoke(self, cert_id: str, reason: int, message: str) -> None:
         body = {"reasonCode": str(reason), "reason": message}  # text since 25.9
-        self._end("POST", f"/revoke/{_part(cert_id)}", body)
+        self._end_known("POST", f"/revoke/{_part(cert_id)}", body, cert_id)
+
+    def revoke_previous(self, made: Generation, reason: int, message: str) -> None:
+        """Name it by its serial number: a replacement has the id of what it replaced."""
+        pairs = re.findall("..", shown_serial(made.serial))
+        body = {"reasonCode": str(reason), "reason": message}
+        if not self._end("POST", f"/revoke/serial/{_part(':'.join(pairs))}", body):
+            raise _not_revocable(f"the certificate with the serial number {''.join(pairs)}")
 
     def find(self, profile: Profile, change: Change, known: Sequence[str]) -> str | None:
         """Look by common name for a certificate with the CSR's key; newest first.
@@ -4424,6 +4480,8 @@ def _check_generation(made: Generation, *, is_read: bool) -> None:
         raise ValueError("a file of ours with a path")
     if any(_CONTROL.search(file) for file in files):
         raise ValueError("a file name with control characters")
+    if made.ordered_at:
+        parse_iso(made.ordered_at)
     if is_read and made.pem and read_chain(made.pem)[0].serial != made.serial:
         raise ValueError("another certificate than the serial number says")
 
@@ -5425,11 +5483,6 @@ def profile_standing(
     return standing(profile, certificate, _open_order(record), marks, utc_now())
 
 
-def shown_serial(serial: str) -> str:
-    """Return a serial number as whole bytes, the way appliances and browsers print it."""
-    return serial.zfill(len(serial) + len(serial) % 2)
-
-
 class Prover:
     """Compares what the virtual servers of a profile present with what was installed."""
 
@@ -5509,6 +5562,7 @@ class Result:
     serial: str | None = None
     cert_id: str | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
+    note: str = ""  # at the end of the line, of a revocation
     error: AgentError | None = None
     preview: list[str] = dataclasses.field(default_factory=list)  # a dry run's lines
     standing: Standing | None = None  # as far as it was looked at
@@ -6843,7 +6897,7 @@ def _line(result: Result) -> str:
         "unchanged": "",
         "pending": f"{name}: pending, {result.reason} (order {result.cert_id})",
         "planned": f"{name}: {result.preview[0] if result.preview else result.reason}",
-        "revoked": f"{name}: revoked (serial {result.serial})",
+        "revoked": f"{name}: revoked (serial {result.serial}){result.note}",
     }
     otherwise = f"{name}: {done}, valid until {valid} (serial {result.serial})"
     return lines.get(result.outcome, otherwise)
@@ -8401,10 +8455,13 @@ class Session:
         console = self.report.console
         self._logs.enter_context(_logging(self.app.verbosity, self.redactor, console, log_file))
 
+    @property
+    def can_ask(self) -> bool:
+        return is_terminal(sys.stdin) and self.report.console.is_terminal
+
     def confirm(self, question: str) -> bool:
         """Ask on a terminal; elsewhere the answer is no."""
-        terminal = is_terminal(sys.stdin) and self.report.console.is_terminal
-        return terminal and ask(question, self.context.interrupt)
+        return self.can_ask and ask(question, self.context.interrupt)
 
     def new_run(
         self, config: ScmConfig, intent: Intent, *, dry_run: bool, wait: int | None = None
@@ -8428,14 +8485,43 @@ class Session:
         except AgentError as error:
             self.report.failures.append(error)
 
-    def execute(self, names: Sequence[str], intent: Intent, wait: int | None, jobs: int) -> None:
-        """Load, lock, run, and take the results into the report."""
+    def _confirm_orders(self, intent: Intent, profiles: Sequence[Profile]) -> None:
+        """Have the operator agree to as many orders as it takes for all; UsageError otherwise."""
+        number = sum(not self._was_just_ordered(profile) for profile in profiles)
+        orders = _count(number, "order")
+        cost = "renewals cost money" if intent.command == "renew" else "replacements are free"
+        question = (
+            f"{intent.command} {_count(len(profiles), 'profile')}: {orders} at SCM ({cost}; what "
+            "SCM does not offer for a certificate is enrolled anew, which costs money). Go on?"
+        )
+        if not self.confirm(question):
+            text = f"nothing was ordered: give --yes to place {orders} without being asked"
+            raise click.UsageError(text)
+
+    def _was_just_ordered(self, profile: Profile) -> bool:
+        try:
+            return bool(just_ordered(self.store.load(profile.name), utc_now()))
+        except AgentError:
+            return True  # it will fail without an order
+
+    def execute(
+        self,
+        names: Sequence[str],
+        intent: Intent,
+        wait: int | None,
+        jobs: int,
+        *,
+        sure: bool = True,
+    ) -> None:
+        """Load, lock, run, and take the results into the report; who is not ``sure`` is asked."""
         config, profiles = self.load(names)
         if self.settings.problems:
             text = "\n".join(self.settings.problems)
             self.report.failures.append(AgentError("config", text))
         if not profiles:
             return
+        if not sure:
+            self._confirm_orders(intent, profiles)
         self.lock()
         if self._is_full:
             self._channels().ping_start()
@@ -9296,12 +9382,14 @@ def examine(session: Session, names: Sequence[str], *, offline: bool) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Revocation:
-    """Why a certificate is revoked: a name of REVOCATION_REASONS, and words for SCM."""
+    """What of each profile is revoked, and why: a name of REVOCATION_REASONS, words for SCM."""
 
     reason: str
     message: str
+    previous: bool  # what the last renewal or replacement left behind
 
 
+_JOBS = 32  # appliances handled at the same time
 REVOCATION_REASONS: Mapping[str, int] = {  # RFC 5280's numbers, as far as SCM takes them
     "unspecified": 0,
     "keyCompromise": 1,
@@ -9344,7 +9432,7 @@ def main(context: click.Context, home: pathlib.Path | None, verbosity: int) -> N
 @click.option(
     "--jobs",
     type=click.IntRange(1, 64),
-    default=32,
+    default=_JOBS,
     show_default=True,
     metavar="N",
     help="Appliances handled at the same time.",
@@ -9557,33 +9645,81 @@ def list_certificates(session: Session, names: Sequence[str], *, show_all: bool)
             report.console.say(line)
 
 
+def order_again(
+    session: Session,
+    names: Sequence[str],
+    intent: Intent,
+    wait: int | None,
+    *,
+    everything: bool,
+    sure: bool,
+) -> None:
+    """Renew or replace what is named, or all: then with consent, and what is done is left out."""
+    if everything == bool(names):
+        raise click.UsageError("name profiles, or give --all")
+    if everything:
+        intent = dataclasses.replace(intent, everything=True)
+        session.execute([], intent, wait, _JOBS, sure=sure)
+    else:
+        session.execute(names, intent, wait, jobs=1)
+
+
+_all_option = click.option(
+    "--all", "everything", is_flag=True, help="Every profile, but what was ordered within 24 hours."
+)
+_yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
 @main.command("renew")
-@click.argument("profiles", nargs=-1, required=True, metavar="PROFILE...")
+@click.argument("profiles", nargs=-1, metavar="[PROFILE]...")
+@_all_option
+@_yes_option
 @_wait_option
 @_json_option
 @click.pass_obj
-def renew_command(app: App, profiles: tuple[str, ...], wait: int | None, as_json: bool) -> None:
-    """Renew now, whatever the window says: a new key, a new validity period."""
+def renew_command(
+    app: App,
+    profiles: tuple[str, ...],
+    everything: bool,
+    yes: bool,
+    wait: int | None,
+    as_json: bool,
+) -> None:
+    """Renew now, whatever the window says: a new key, a new validity period.
+
+    --all tells how many orders that is, and asks.
+    """
     session = Session(app, "renew", as_json=as_json, names=profiles)
-    session.run(lambda s: s.execute(profiles, Intent("renew"), wait, jobs=1))
+    intent = Intent("renew")
+    session.run(lambda s: order_again(s, profiles, intent, wait, everything=everything, sure=yes))
 
 
 @main.command("replace")
-@click.argument("profiles", nargs=-1, required=True, metavar="PROFILE...")
+@click.argument("profiles", nargs=-1, metavar="[PROFILE]...")
+@_all_option
 @click.option("--reason", default="", metavar="TEXT", help="Told to SCM.")
+@_yes_option
 @_wait_option
 @_json_option
 @click.pass_obj
-def replace_command(
-    app: App, profiles: tuple[str, ...], reason: str, wait: int | None, as_json: bool
+def replace_command(  # noqa: PLR0913 - one for each option
+    app: App,
+    *,
+    profiles: tuple[str, ...],
+    everything: bool,
+    reason: str,
+    yes: bool,
+    wait: int | None,
+    as_json: bool,
 ) -> None:
     """Replace now: a new key, the same expiry.
 
-    What SCM cannot replace, such as a private certificate, is enrolled anew.
+    What SCM cannot replace, such as a private certificate, is enrolled anew. --all tells how many
+    orders that is, and asks.
     """
     session = Session(app, "replace", as_json=as_json, names=profiles)
     intent = Intent("replace", reason=reason[:512])
-    session.run(lambda s: s.execute(profiles, intent, wait, jobs=1))
+    session.run(lambda s: order_again(s, profiles, intent, wait, everything=everything, sure=yes))
 
 
 def _revocable(record: Record) -> list[Generation]:
@@ -9592,61 +9728,167 @@ def _revocable(record: Record) -> list[Generation]:
     return [each for each in (record.installed, new) if each and each.cert_id and each.pem]
 
 
-def _in_service(session: Session, profile: Profile, held: Sequence[Generation]) -> Generation:
-    """Return the generation to revoke; of several the appliance knows which is in service."""
-    if len(held) > 1:  # one installed but not proved
-        view = View(profile.appliance, session.context)
-        try:
-            view.open(standby=True)
-        finally:
-            view.close()
-        row = view.certkeys.get(profile.certkey)
-        held = [each for each in held if row and row.serial == each.serial]
+@dataclasses.dataclass
+class Target:
+    """A certificate that is to be revoked, or why there is none."""
+
+    profile: Profile
+    held: Generation | None = None
+    note: str = ""
+    error: AgentError | None = None
+
+
+def _left_behind(profile: Profile, record: Record) -> Generation:
+    """Return what the last renewal or replacement left behind, if this tool had ordered it."""
+    before = record.previous
+    if before and before.cert_id and before.serial and before.pem:
+        return before
+    text = f"the last renewal or replacement of {profile.name} left nothing behind"
+    raise AgentError("state", f"{text} that was ordered with this tool")
+
+
+def _check_in_service(
+    profile: Profile, held: Generation, row: CertKey | None, *, is_new: bool
+) -> None:
+    """Raise AgentError (state) where the appliance and the record are of two minds."""
+    if row is None or (row.serial == held.serial) == is_new:
+        return
+    serial, found = shown_serial(held.serial), shown_serial(row.serial)
+    if is_new:
+        text = f"holds another certificate (serial {found}) than this tool installed ({serial})"
+    else:
+        text = f"still holds the previous certificate (serial {serial})"
+    way = f"citrixagent.py run {profile.name}"
+    raise AgentError("state", f"the certkey {profile.certkey} {text}: see to that with {way} first")
+
+
+def _find_target(session: Session, target: Target, view: View | None, wish: Revocation) -> None:
+    """Find what of a profile is to be revoked; of several the appliance knows which it is."""
+    profile = target.profile
+    row = view.certkeys.get(profile.certkey) if view else None
+    record = session.store.load(profile.name)
+    held = [_left_behind(profile, record)] if wish.previous else _revocable(record)
+    if len(held) > 1 and view is None:  # one installed but not proved
+        text = f"which of two certificates is in service only {profile.appliance.host} knows"
+        raise AgentError("state", f"{text}, and it does not answer")
+    if len(held) > 1:
+        held = [each for each in held if row and each.serial == row.serial]
     if not held:
         text = f"{profile.name} has no certificate that was ordered with this tool"
         raise AgentError("state", f"{text}: revoke it in SCM")
-    return held[0]
+    _check_in_service(profile, held[0], row, is_new=not wish.previous)
+    target.held = held[0]
 
 
-def _revoke(
-    session: Session, scm: Sectigo, profile: Profile, result: Result, wish: Revocation
+def _find_targets(session: Session, profiles: Sequence[Profile], wish: Revocation) -> list[Target]:
+    """Find what is to be revoked; an appliance that does not answer is told, and stops nothing."""
+    targets = [Target(profile) for profile in profiles]
+    for appliance, members in by_appliance(profiles).items():
+        view, note = View(appliance, session.context), ""
+        try:
+            view.open(standby=True)
+        except AgentError as error:
+            log.info("%s", error.message)
+            note = f"; {appliance.host} was not looked at, it does not answer"
+        looked, names = None if note else view, {profile.name for profile in members}
+        for target in (each for each in targets if each.profile.name in names):
+            target.note = note
+            try:
+                _find_target(session, target, looked, wish)
+            except AgentError as error:
+                target.error = error
+        view.close()
+    return targets
+
+
+def _target_line(target: Target) -> str:
+    held = target.held
+    if held is None:
+        return f"{target.profile.name}: nothing to revoke"
+    leaf = read_chain(held.pem)[0]
+    servers = ", ".join(server.name for server in target.profile.virtual_servers)
+    return (
+        f"{target.profile.name}: {', '.join(leaf.names)}; serial {shown_serial(held.serial)}, "
+        f"valid until {iso(leaf.not_after).partition('T')[0]}; {servers}{target.note}"
+    )
+
+
+def _revoke_previous(
+    scm: Sectigo, held: Generation, record: Record, reason: int, message: str
 ) -> None:
-    record = session.store.load(profile.name)
-    held = _in_service(session, profile, _revocable(record))
+    installed = record.installed
+    shared = installed and installed.cert_id == held.cert_id and not scm.replaces_in_place
+    if shared or (installed and installed.serial == held.serial):
+        text = f"{held.cert_id} is also the id of the certificate in service"
+        raise AgentError("state", f"{text}: revoke the other one in SCM, by its serial number")
+    scm.revoke_previous(held, reason, message)
+
+
+def _revoke_target(
+    session: Session, scm: Sectigo, target: Target, wish: Revocation, result: Result
+) -> None:
+    held, record = target.held, session.store.load(target.profile.name)
+    if held is None or held not in (*record.generations, *_revocable(record)):
+        raise target.error or AgentError("state", "it was changed meanwhile: look again")
     # Before it is asked for: where the answer is lost, cron must not buy it again.
-    session.store.save(dataclasses.replace(record, revoked=held.serial))
+    if wish.previous:
+        marked = dataclasses.replace(record, previous=dataclasses.replace(held, revoked=True))
+    else:
+        marked = dataclasses.replace(record, revoked=held.serial)
+    session.store.save(marked)
+    reason, message = REVOCATION_REASONS[wish.reason], wish.message or f"revoked: {wish.reason}"
     try:
-        message = wish.message or f"revoked: {wish.reason}"
-        scm.revoke(held.cert_id or "", REVOCATION_REASONS[wish.reason], message)
+        if wish.previous:
+            _revoke_previous(scm, held, record, reason, message)
+        else:
+            scm.revoke(held.cert_id or "", reason, message)
     except AgentError as error:
         if not (isinstance(error, TransportError) and error.sent):
             session.store.save(record)
         raise
-    result.cert_id = held.cert_id
+    result.cert_id, result.note = held.cert_id, target.note
     result.show(read_chain(held.pem)[0])
     result.outcome, result.reason = "revoked", wish.reason
-    record = session.store.load(profile.name)
-    result.standing = profile_standing(profile, record, read_chain(held.pem)[0], failed=False)
+    in_service = marked.installed if wish.previous else held
+    leaf = read_chain(in_service.pem)[0] if in_service and in_service.pem else None
+    if leaf:  # what is left in service is what matters from now on
+        result.not_after = iso(leaf.not_after)
+    result.standing = profile_standing(target.profile, marked, leaf, failed=False)
 
 
-def revoke(session: Session, name: str, reason: str, message: str, *, sure: bool) -> None:
-    """Revoke what a profile has installed; the appliance is not asked, so it may be down."""
-    config, profiles = session.load([name])
-    for profile in profiles:
-        if not (sure or session.confirm(f"Revoke the certificate of {profile.name} for good?")):
-            raise click.UsageError("nothing was revoked: give --yes to revoke without being asked")
-        result = Result(profile.name, profile.appliance.host, profile.certkey)
-        session.lock()
-        session.report.results.append(result)
-        scm = connect_to_scm(config, Tokens(config, session.redactor), session.context)
-        try:
-            _revoke(session, scm, profile, result, Revocation(reason, message))
-        except AgentError as error:
-            result.fail(error)
+def _revoked(session: Session, scm: Sectigo, target: Target, wish: Revocation) -> Result:
+    """Revoke one certificate; its failure is nobody else's."""
+    profile = target.profile
+    result = Result(profile.name, profile.appliance.host, profile.certkey)
+    try:
+        _revoke_target(session, scm, target, wish, result)
+    except AgentError as error:
+        result.fail(error)
+    return result
+
+
+def revoke(session: Session, names: Sequence[str], wish: Revocation, *, sure: bool) -> None:
+    """Revoke what profiles have installed, or had before, once it was shown and agreed to."""
+    unsure = "nothing was revoked: give --yes to revoke without being asked"
+    if not (sure or session.can_ask):
+        raise click.UsageError(unsure)
+    config, profiles = session.load(names)
+    targets = _find_targets(session, profiles, wish)
+    found = [target for target in targets if target.held]
+    if found and not sure:
+        for target in targets:
+            session.report.console.say(_target_line(target))
+        what = "it" if len(found) == 1 else f"these {_count(len(found), 'certificate')}"
+        if not session.confirm(f"Revoke {what} for good?"):
+            raise click.UsageError(unsure)
+    session.lock()
+    scm = connect_to_scm(config, Tokens(config, session.redactor), session.context)
+    for target in targets:
+        session.report.results.append(_revoked(session, scm, target, wish))
 
 
 @main.command("revoke")
-@click.argument("profile")
+@click.argument("profiles", nargs=-1, required=True, metavar="PROFILE...")
 @click.option(
     "--reason",
     type=click.Choice(list(REVOCATION_REASONS)),
@@ -9654,18 +9896,32 @@ def revoke(session: Session, name: str, reason: str, message: str, *, sure: bool
     help="Why; SCM and the CA record it.",
 )
 @click.option("--message", default="", metavar="TEXT", help="Told to SCM.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--previous",
+    is_flag=True,
+    help="What the last renewal or replacement left behind, instead of what is in service.",
+)
+@_yes_option
 @_json_option
 @click.pass_obj
-def revoke_command(
-    app: App, profile: str, reason: str, message: str, yes: bool, as_json: bool
+def revoke_command(  # noqa: PLR0913 - one for each option
+    app: App,
+    *,
+    profiles: tuple[str, ...],
+    reason: str,
+    message: str,
+    previous: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Revoke the installed certificate at SCM, for good.
 
-    It stays bound; run fails the profile until enroll, renew or replace.
+    It stays bound; run fails the profile until enroll, renew or replace. With --previous nothing
+    changes in service, but what was revoked cannot be rolled back to.
     """
-    session = Session(app, "revoke", as_json=as_json, names=[profile])
-    session.run(lambda s: revoke(s, profile, reason, message[:512], sure=yes))
+    session = Session(app, "revoke", as_json=as_json, names=profiles)
+    wish = Revocation(reason, message[:512], previous)
+    session.run(lambda s: revoke(s, profiles, wish, sure=yes))
 
 
 @main.command("rollback")

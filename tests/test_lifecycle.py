@@ -212,7 +212,7 @@ def test_revoke_asks_first_and_is_not_undone_by_cron(api: Lab) -> None:
         assert on_a_terminal(api, "", *words, sent=("for good?", number))[0] == 128 + number
     code, shown = on_a_terminal(api, "n\n", *words)
     assert code == 2
-    assert "Revoke the certificate of www for good?" in shown
+    assert "Revoke it for good?" in shown
     assert api.scm.orders[0].status == "Issued"
     outcome = api.json("revoke", "www", "--reason", "keyCompromise", "--yes", "--message", "lost")
     assert (outcome.exit_code, outcome.profile()["outcome"]) == (0, "revoked")

@@ -114,6 +114,14 @@ class Refused:
     wanted: agent.Profile = dataclasses.field(default_factory=profile)
 
 
+def ordered(before: dt.timedelta) -> Record:
+    """Return a record of a certificate that was ordered so long before."""
+    return record(installed=generation(ordered_at=agent.iso(NOW - before)))
+
+
+HOUR = dt.timedelta(hours=1)
+RENEW_ALL, REPLACE_ALL = Intent("renew", everything=True), Intent("replace", everything=True)
+JUST_ORDERED = ordered(HOUR)
 OTHER_NAMES = ("www.example.com", "new.example.com")
 OTHER_SUBJECT = other(subject=dataclasses.replace(profile().subject, organization="Other"))
 NOT_RENEWED = other(auto_renew=False)
@@ -473,7 +481,44 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         "renew": Planned("enrolled", "enroll", NEW_KEY, NOTHING, RENEW),
         "it was there": Planned("enrolled", "enroll", NEW_KEY, seen(certificate=None)),
     },
+    "renew --all, replace --all: ordered in the last 24 hours": {
+        "renew": Planned("unchanged", None, None, seen(JUST_ORDERED), RENEW_ALL),
+        "replace": Planned("unchanged", None, None, seen(JUST_ORDERED), REPLACE_ALL),
+        "to the second": Planned(
+            "unchanged", None, None, seen(ordered(24 * HOUR - SECOND)), REPLACE_ALL
+        ),
+        "not bound": Planned(
+            "repaired", None, Step.BIND, seen(JUST_ORDERED, unbound=("vs",)), REPLACE_ALL
+        ),
+        "not cleaned up": Planned(
+            "replaced",
+            None,
+            Step.CLEAN_UP,
+            seen(dataclasses.replace(JUST_ORDERED, finishing="replaced")),
+            REPLACE_ALL,
+        ),
+        "a key that was made for another": Planned(
+            "unchanged",
+            None,
+            None,
+            seen(dataclasses.replace(JUST_ORDERED, change=change(**CREATED))),
+            REPLACE_ALL,
+        ),
+    },
     "renew": {
+        "all, ordered before that": Planned(
+            "renewed", "renew", NEW_KEY, seen(ordered(24 * HOUR)), RENEW_ALL
+        ),
+        "all, and the clock was wrong": Planned(
+            "renewed", "renew", NEW_KEY, seen(ordered(-SECOND)), RENEW_ALL
+        ),
+        "all, and another one is installed": Planned(
+            "renewed",
+            "enroll",
+            NEW_KEY,
+            seen(JUST_ORDERED, certificate=certificate(serial="C3")),
+            RENEW_ALL,
+        ),
         "": Planned("renewed", "renew", NEW_KEY, intent=RENEW),
         "names differ": Planned("renewed", "enroll", NEW_KEY, seen(CHANGED), RENEW),
         "not ours": Planned("renewed", "enroll", NEW_KEY, seen(NOT_OURS), RENEW),
