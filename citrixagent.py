@@ -44,6 +44,7 @@ import base64
 import collections
 import concurrent.futures
 import contextlib
+import contextvars
 import copy
 import dataclasses
 import datetime as dt
@@ -68,6 +69,7 @@ import pathlib
 import posixpath
 import random
 import re
+import select
 import selectors
 import shlex
 import signal
@@ -83,6 +85,7 @@ import typing
 import unicodedata
 import urllib.parse
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar
 
@@ -91,7 +94,7 @@ import click
 if TYPE_CHECKING:
     import smtplib
 
-    import requests
+    import urllib3
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
@@ -2495,9 +2498,17 @@ def standing(
 # ----- 8. HTTP --------------------------------------------------------------------------------
 
 _RETRY_DELAYS = (0.5, 1.0, 2.0)  # seconds
+_LONGEST_PEACE = 86400.0  # seconds for which a server may ask to be left alone
 _LONGEST_PAUSE = 60.0  # seconds; a server that asks for more is left alone until the next run
 _KEPT = 1.0  # seconds of silence after which a connection is not trusted with a write
+_GRACE = 0.7  # seconds that what is under way may go on after a signal
+_GLANCE = 0.2  # seconds between two looks at the clock while the network is waited for
+_FAREWELL = 5.0  # seconds for the last request of a session, which changes nothing any more
+_PROBE = 5.0  # seconds for a handshake with a virtual server
+_LONGEST_ANSWER = 16 * 1024 * 1024  # bytes, unpacked
+_CHUNK = 64 * 1024  # bytes
 _TRANSIENT = frozenset({429, 500, 502, 503, 504})
+_UNVERIFIED = Tls(verify=False)
 _OTHER_NAME = frozenset({62, 64})  # OpenSSL's codes for another host name, another address
 _WORDS_LIMIT = 500  # characters of somebody else's words in one message
 _INVISIBLE = re.compile(
@@ -2515,6 +2526,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._since = 0.0
         self.signal = 0
         self.at_once = False  # nothing is under way that would have to be brought to an end
 
@@ -2523,6 +2535,7 @@ class Interrupt:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, _frame: object) -> None:
+        self._since = self._since or time.monotonic()
         self.signal = number
         self._event.set()
         if self.at_once:
@@ -2535,6 +2548,10 @@ class Interrupt:
     def wait(self, seconds: float) -> None:
         self._event.wait(seconds)
         self.check()
+
+    def is_overdue(self) -> bool:
+        """Tell whether what was under way when a signal came has had its time to end."""
+        return self._event.is_set() and time.monotonic() - self._since > _GRACE
 
 
 @dataclasses.dataclass
@@ -2608,6 +2625,145 @@ def one_line(text: str) -> str:
     return line if len(line) <= _WORDS_LIMIT else line[:_WORDS_LIMIT] + "..."
 
 
+_Done = TypeVar("_Done")
+
+
+class Exchange:
+    """One request and its answer: how long they may take, and how far they came.
+
+    Connecting (name resolution apart) has ``timeout`` seconds, and so has all that follows,
+    whatever the server does meanwhile. A signal ends both, unless there is no ``interrupt``.
+    """
+
+    def __init__(self, timeout: float, interrupt: Interrupt | None, *, tls: bool = True) -> None:
+        self.sent = False  # the server may carry it out
+        self.is_cut_off = False  # by a signal
+        self.tls = tls  # what goes over the bare connection is not the request
+        self._timeout = timeout
+        self._interrupt = interrupt
+        self._deadline = time.monotonic() + timeout
+
+    def start(self) -> None:
+        """Begin to count the time."""
+        self._deadline = time.monotonic() + self._timeout
+
+    def send(self) -> None:
+        """Take note that the request begins to leave."""
+        if not self.sent:
+            self.sent = True
+            self.start()
+
+    def left(self) -> float:
+        """Return the seconds that are left; TimeoutError where none are."""
+        if self._interrupt and self._interrupt.is_overdue():
+            self.is_cut_off = True
+            raise TimeoutError("interrupted")
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        return left
+
+    def wait(self, connection: socket.socket, do: Callable[[], _Done]) -> _Done:
+        """Do what waits for the network, as long as there is time."""
+        while True:
+            connection.settimeout(min(self.left(), _GLANCE))
+            with contextlib.suppress(TimeoutError):
+                return do()
+
+
+_exchange: contextvars.ContextVar[Exchange] = contextvars.ContextVar("exchange")
+"""What this thread is at: connections are kept from one exchange to the next."""
+
+
+@contextlib.contextmanager
+def exchanging(exchange: Exchange) -> Iterator[None]:
+    token = _exchange.set(exchange)
+    try:
+        yield
+    finally:
+        _exchange.reset(token)
+
+
+class _BareSocket(socket.socket):
+    """A connection without TLS, or before it: each wait ends with the exchange."""
+
+    def recv_into(self, *arguments: Any) -> int:  # noqa: ANN401 - buffer, size, flags
+        return _exchange.get().wait(self, functools.partial(super().recv_into, *arguments))
+
+    def recv(self, *arguments: Any) -> bytes:  # noqa: ANN401 - size, flags
+        return _exchange.get().wait(self, functools.partial(super().recv, *arguments))
+
+    def send(self, data: Any, *flags: int) -> int:  # noqa: ANN401 - any buffer
+        exchange = _exchange.get()
+        if not exchange.tls:
+            exchange.send()
+        return exchange.wait(self, functools.partial(super().send, data, *flags))
+
+    def sendall(self, data: Any, *flags: int) -> None:  # noqa: ANN401 - any buffer
+        rest = memoryview(data).cast("B")
+        while rest:
+            rest = rest[self.send(rest, *flags) :]
+
+
+class _TlsSocket(ssl.SSLSocket):
+    """A connection with TLS: each wait ends with the exchange; all others come down to these."""
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT002 - as it is inherited
+        _exchange.get().wait(self, functools.partial(super().do_handshake, block))
+
+    def read(self, *arguments: Any) -> Any:  # noqa: ANN401 - size, buffer; bytes or their number
+        return _exchange.get().wait(self, functools.partial(super().read, *arguments))
+
+    def send(self, data: Any, *flags: int) -> int:  # noqa: ANN401 - any buffer
+        exchange = _exchange.get()
+        exchange.send()
+        return exchange.wait(self, functools.partial(super().send, data, *flags))
+
+
+def _await_connection(connection: socket.socket, address: Any, seconds: float) -> None:  # noqa: ANN401
+    """Connect within so many seconds of those that the exchange has left."""
+    exchange, until = _exchange.get(), time.monotonic() + seconds
+    connection.setblocking(False)
+    code = connection.connect_ex(address)
+    waiter = select.poll()
+    waiter.register(connection, select.POLLOUT)
+    while code == errno.EINPROGRESS:
+        left = min(exchange.left(), until - time.monotonic(), _GLANCE)
+        if left <= 0:
+            raise TimeoutError("timed out")
+        if waiter.poll(left * 1000):
+            code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))
+    connection.settimeout(_GLANCE)
+
+
+def _dial(host: str, port: int) -> socket.socket:
+    """Connect to the first address of a host that takes the connection; each has a fair share."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    exchange = _exchange.get()
+    exchange.start()
+    failure = OSError(errno.EADDRNOTAVAIL, "no address")
+    for number, (family, kind, protocol, _, address) in enumerate(found):
+        connection = None
+        try:
+            connection = _BareSocket(family, kind, protocol)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _await_connection(connection, address, exchange.left() / (len(found) - number))
+        except OSError as error:
+            failure = error
+            if connection:
+                connection.close()
+        else:
+            return connection
+    raise failure
+
+
+def is_header_value(text: str) -> bool:
+    """Tell whether what a server gave can be sent back to it in a header."""
+    return bool(re.fullmatch("[!-~]+", text))
+
+
 @dataclasses.dataclass(frozen=True)
 class Answer:
     status: int
@@ -2629,16 +2785,19 @@ class Answer:
         """Return what the body holds; an odd byte or control character costs itself alone."""
         try:
             return json.loads(self.body.decode("utf-8-sig", errors="replace"), strict=False)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
     def retry_after(self) -> float | None:
         """Return the seconds that the server asks to be left alone; None where it does not say."""
         value = self.headers.get("Retry-After", "").strip()
-        if not value or value.isdigit():
-            return float(value) if value else None
-        with contextlib.suppress(ValueError, TypeError):
-            return (email.utils.parsedate_to_datetime(value) - utc_now()).total_seconds()
+        if not value:
+            return None
+        with contextlib.suppress(ValueError, TypeError, OverflowError, IndexError):
+            if re.fullmatch("[0-9]+", value):
+                return min(float(value), _LONGEST_PEACE)
+            moment = email.utils.parsedate_to_datetime(value)
+            return min(max((moment - utc_now()).total_seconds(), 0.0), _LONGEST_PEACE)
         return 0.0
 
 
@@ -2698,35 +2857,122 @@ def _is_passing(answer: Answer, *, repeatable: bool) -> bool:
     return answer.status in _TRANSIENT and (repeatable or not carried_out)
 
 
-def _session(tls: Tls) -> requests.Session:
-    import http.cookiejar
+def _system_trust() -> tuple[str | None, str | None]:
+    """Return file and folder of what this system trusts."""
+    import certifi
 
-    import requests
-    import urllib3
-
-    session = requests.Session()
-    session.trust_env = False  # neither ~/.netrc nor REQUESTS_CA_BUNDLE may override what is asked
-    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    session.headers["User-Agent"] = f"citrixagent/{__version__}"
-    if tls.fingerprint:
-        adapter = requests.adapters.HTTPAdapter()
-        adapter.init_poolmanager(1, 1, assert_fingerprint=tls.fingerprint)
-        session.mount("https://", adapter)
-    if not tls.verify:
-        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-    return session
-
-
-def _verification(tls: Tls) -> str | bool:
-    """Return what requests takes as ``verify``; without a wish, the trust of the system."""
-    if tls.fingerprint or not tls.verify:
-        return False
-    if tls.ca_bundle:
-        return tls.ca_bundle
     paths = ssl.get_default_verify_paths()
     if paths.cafile:
-        return paths.cafile
-    return paths.capath if paths.capath and os.listdir(paths.capath) else True  # noqa: PTH208
+        return paths.cafile, None
+    if paths.capath and os.listdir(paths.capath):  # noqa: PTH208
+        return None, paths.capath
+    return certifi.where(), None
+
+
+def tls_context(tls: Tls) -> ssl.SSLContext:
+    """Return how a server is verified; AgentError (config) where there is nothing to verify by."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # heeds no SSLKEYLOGFILE
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.sslsocket_class = _TlsSocket
+    if tls.fingerprint or not tls.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    file, folder = (tls.ca_bundle, None) if tls.ca_bundle else _system_trust()
+    try:
+        context.load_verify_locations(file, folder)
+    except OSError:
+        variable = "" if tls.ca_bundle else ": check SSL_CERT_FILE in the environment"
+        text = f"{file} is not a PEM file of certificates{variable}"
+        raise AgentError("config", text) from None
+    return context
+
+
+def _connected(connection: urllib3.connection.HTTPConnection) -> socket.socket:
+    """Connect for urllib3: the method of its connections that does so is replaced by this."""
+    return _dial(connection.host, connection.port or connection.default_port)
+
+
+@functools.cache
+def _pool_classes() -> dict[str, Any]:
+    """Return urllib3's pools by scheme, of connections whose waits end with the exchange."""
+    from urllib3 import connection, connectionpool
+
+    found = {}
+    for scheme, dialer, pool in (
+        ("http", connection.HTTPConnection, connectionpool.HTTPConnectionPool),
+        ("https", connection.HTTPSConnection, connectionpool.HTTPSConnectionPool),
+    ):
+        own = type(dialer.__name__, (dialer,), {"_new_conn": _connected})
+        found[scheme] = type(pool.__name__, (pool,), {"ConnectionCls": own})
+    return found
+
+
+def proxy_to(url: str, configured: str | None) -> str:
+    """Return the proxy to an address: as configured, or by the environment; empty where none."""
+    from requests import utils
+
+    found = configured or utils.select_proxy(url, utils.get_environ_proxies(url))
+    return f"http://{found}" if found and "://" not in found else found or ""
+
+
+def _proxy_headers(proxy: str) -> dict[str, str]:
+    import requests
+
+    account = ":".join(requests.utils.get_auth_from_url(proxy))
+    if account == ":":
+        return {}
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(account.encode()).decode()}"}
+
+
+def make_pools(tls: Tls, proxy: str) -> urllib3.PoolManager:
+    """Return what keeps connections: to servers, or through a proxy where one is given."""
+    import urllib3
+
+    if not tls.verify:
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+    context = tls_context(tls)
+    options: dict[str, Any] = {"num_pools": 2, "maxsize": 1, "ssl_context": context}
+    if tls.fingerprint:
+        options["assert_fingerprint"] = tls.fingerprint
+    if proxy:
+        options |= {"proxy_headers": _proxy_headers(proxy), "proxy_ssl_context": context}
+    manager = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+    manager.pool_classes_by_scheme = _pool_classes()
+    return manager
+
+
+def _presented(
+    context: ssl.SSLContext, address: tuple[str, int], name: str | None, exchange: Exchange
+) -> bytes:
+    with (
+        exchanging(exchange),
+        _dial(*address) as connection,
+        context.wrap_socket(connection, server_hostname=name) as tls,
+    ):
+        return tls.getpeercert(binary_form=True) or b""
+
+
+class _TooLongError(Exception):
+    """An answer exceeds what any answer needs."""
+
+
+def _body_of(response: urllib3.BaseHTTPResponse) -> bytes:
+    """Return a body, unpacked; it is read no further than any answer needs."""
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in {"", "identity", "gzip", "x-gzip"}:
+        raise ValueError("an encoding that was not asked for")
+    unpacker = zlib.decompressobj(wbits=31) if "gzip" in encoding else None
+    body = bytearray()
+    while chunk := response.read(_CHUNK, decode_content=False):
+        room = _LONGEST_ANSWER + 1 - len(body)
+        body += unpacker.decompress(chunk, room) if unpacker else chunk
+        if len(body) > _LONGEST_ANSWER:
+            response.close()
+            raise _TooLongError
+    if unpacker and not unpacker.eof:
+        raise ValueError("an answer that is cut off")
+    return bytes(body)
 
 
 def _causes(error: BaseException) -> list[BaseException]:
@@ -2749,21 +2995,6 @@ def _is_distrust(error: BaseException) -> bool:
     return mismatch or isinstance(error, ssl.SSLCertVerificationError)
 
 
-def _is_no_connection(error: BaseException) -> bool:
-    """Tell whether a request cannot have been sent; after anything else it may be carried out."""
-    import requests
-    import urllib3
-
-    before = (
-        urllib3.exceptions.NewConnectionError,
-        urllib3.exceptions.LocationParseError,
-        requests.exceptions.InvalidURL,
-        socket.gaierror,
-        ConnectionRefusedError,
-    )
-    return isinstance(error, before) or "Tunnel connection failed" in str(error)
-
-
 def _words(reason: BaseException) -> str:
     if isinstance(reason, ssl.SSLCertVerificationError):
         return reason.verify_message
@@ -2771,11 +3002,13 @@ def _words(reason: BaseException) -> str:
         return "its fingerprint is another one"
     if isinstance(reason, OSError) and reason.strerror:
         return reason.strerror
+    if isinstance(reason, TimeoutError):
+        return "no answer in time"
     return f"the connection broke ({type(reason).__name__})"
 
 
 class Transport:
-    """Sends requests to one server: TLS and a time limit on each, one rule for repeating them."""
+    """Sends requests to one server: TLS, limits of time and size, one rule for repeating them."""
 
     def __init__(
         self,
@@ -2783,22 +3016,23 @@ class Transport:
         tls: Tls,
         timeout: int,
         context: Context,
-        proxies: Callable[[str], Mapping[str, str]] | None = None,
+        proxy: Callable[[str], str] | None = None,
         *,
         slow_writes: bool = False,
     ) -> None:
         self._label = label
-        self._verify = _verification(tls)
+        self._tls = tls
         self._timeout = timeout
         self._context = context
-        self._proxies = proxies
+        self._proxy = proxy
         self._slow_writes = slow_writes  # one that takes too long says nothing about other requests
-        self._session = _session(tls)
+        self._pools: dict[str, urllib3.PoolManager] = {}  # by proxy
         self._used = 0.0
         self.is_ending = False  # a last request is sent also after an interruption
 
     def close(self) -> None:
-        self._session.close()
+        for pools in self._pools.values():
+            pools.clear()
 
     def send(
         self,
@@ -2806,7 +3040,7 @@ class Transport:
         url: str,
         *,
         repeatable: bool,
-        headers: Mapping[str, str | bytes] | None = None,
+        headers: Mapping[str, str | bytes],
         body: bytes | None = None,
     ) -> Answer:
         """Send a request and return the answer, whatever its status.
@@ -2818,13 +3052,13 @@ class Transport:
         server asks for. Raises TransportError.
         """
         if not repeatable and time.monotonic() - self._used > _KEPT:
-            self._session.close()  # a kept connection that breaks would leave the outcome unknown
+            self.close()  # a kept connection that breaks would leave the outcome unknown
         server = self._context.server(url)
         if not self.is_ending:
             server.silence.check()
         for this in tries(self._context.interrupt, self._delays(server)):
             try:
-                answer = self._send_once(method, url, headers, body)
+                answer = self._send_once(method, url, headers, body, repeatable=repeatable)
             except TransportError as error:
                 if this.is_last or not error.again or (error.sent and not repeatable):
                     self._heed(server, this, error, is_write=method != "GET")
@@ -2862,40 +3096,69 @@ class Transport:
         """Remember a server that has trouble: with tries, or for as long as it asks for."""
         server.was_troubled(self._timeout)
         if asked > _LONGEST_PAUSE:
-            until = utc_now() + dt.timedelta(seconds=min(asked, 86400))
+            until = utc_now() + dt.timedelta(seconds=asked)
             text = f"{self._label} asks to be left alone until {iso(until)}: the next run goes on"
             server.silence.begin(asked, AgentError("unavailable", text))
 
     def _send_once(
-        self, method: str, url: str, headers: Mapping[str, str | bytes] | None, body: bytes | None
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str | bytes],
+        body: bytes | None,
+        *,
+        repeatable: bool,
     ) -> Answer:
-        import requests
+        import urllib3
 
-        if not self.is_ending:
-            self._context.interrupt.check()
+        interrupt = None if self.is_ending else self._context.interrupt
+        if interrupt:
+            interrupt.check()
+        timeout = min(self._timeout, _FAREWELL) if self.is_ending else self._timeout
+        exchange = Exchange(timeout, interrupt, tls=url.startswith("https:"))
         call = f"{method} {urllib.parse.urlsplit(url).path}"
         start = time.monotonic()
         try:
-            response = self._session.request(
-                method,
-                url,
-                data=body,
-                headers=headers,
-                timeout=self._timeout,
-                verify=self._verify,
-                proxies=dict(self._proxies(url)) if self._proxies else None,
-                allow_redirects=False,
-            )
-        except requests.RequestException as error:
+            with exchanging(exchange):
+                answer = self._exchange(method, url, headers, body)
+        except (
+            urllib3.exceptions.HTTPError,
+            _TooLongError,
+            OSError,
+            ValueError,
+            zlib.error,
+        ) as error:
             log.debug("%s: %s: %s", self._label, call, type(error).__name__)
-            raise self._explain(error, url) from None
+            if exchange.is_cut_off and (repeatable or not exchange.sent):
+                raise Interrupted from None
+            raise self._explain(error, exchange, url) from None
         self._used = time.monotonic()
         took = (self._used - start) * 1000
-        log.debug("%s: %s: %s (%.0f ms)", self._label, call, response.status_code, took)
-        return Answer(response.status_code, response.content, response.headers)
+        log.debug("%s: %s: %s (%.0f ms)", self._label, call, answer.status, took)
+        return answer
 
-    def _explain(self, error: requests.RequestException, url: str) -> TransportError:
-        import requests
+    def _exchange(
+        self, method: str, url: str, headers: Mapping[str, str | bytes], body: bytes | None
+    ) -> Answer:
+        proxy = self._proxy(url) if self._proxy else ""
+        if proxy not in self._pools:
+            self._pools[proxy] = make_pools(self._tls, proxy)
+        more: Any = {"User-Agent": f"citrixagent/{__version__}", "Accept-Encoding": "gzip"}
+        response = self._pools[proxy].urlopen(
+            method,
+            url,
+            body=body,
+            headers={**more, **headers},
+            redirect=False,
+            retries=False,
+            timeout=self._timeout,
+            preload_content=False,
+            decode_content=False,
+        )
+        return Answer(response.status, _body_of(response), response.headers)
+
+    def _explain(self, error: Exception, exchange: Exchange, url: str) -> TransportError:
+        import urllib3
 
         causes = _causes(error)
         if distrust := next(filter(_is_distrust, causes), None):
@@ -2903,28 +3166,31 @@ class Transport:
                 f"its TLS certificate is not trusted ({_words(distrust)}): set "
                 "ca_bundle to the PEM file of its CA, or, for an appliance, fingerprint"
             )
-            if getattr(distrust, "verify_code", 0) in _OTHER_NAME and not self._proxies:
+            if getattr(distrust, "verify_code", 0) in _OTHER_NAME and not self._proxy:
                 text = self._misnamed(urllib.parse.urlsplit(url))
             message = f"{self._label}: {text}"
             return TransportError("untrusted", message, sent=False, again=False)
-        if isinstance(error, requests.exceptions.ConnectTimeout):
-            text = f"no connection within {self._timeout} s"
-            return self._unreachable(text, sent=False, again=False)
-        if isinstance(error, requests.exceptions.Timeout):
-            text = f"no answer within {self._timeout} s"
-            return self._unreachable(text, sent=True, again=False)
-        sent = not any(map(_is_no_connection, causes))
-        proxy = isinstance(error, requests.exceptions.ProxyError) and not sent
-        words = f"the proxy does not connect: {_words(causes[-1])}" if proxy else _words(causes[-1])
+        sent = exchange.sent and not any("Tunnel connection failed" in str(each) for each in causes)
+        if isinstance(error, _TooLongError):
+            text = f"its answer exceeds {_LONGEST_ANSWER // 1024**2} MB"
+            return TransportError("unavailable", f"{self._label}: {text}", sent=sent, again=False)
+        if exchange.is_cut_off:
+            return self._unreachable("a signal came before its answer", sent=sent, again=False)
+        if any(isinstance(each, TimeoutError) for each in causes):
+            text = f"no {'answer' if sent else 'connection'} within {self._timeout} s"
+            return self._unreachable(text, sent=sent, again=False)
+        words = _words(causes[-1])
+        if isinstance(error, urllib3.exceptions.ProxyError) and not sent:
+            words = f"the proxy does not connect: {words}"
         return self._unreachable(words, sent=sent)
 
-    @staticmethod
-    def _misnamed(address: urllib.parse.SplitResult) -> str:
+    def _misnamed(self, address: urllib.parse.SplitResult) -> str:
         """Say for which names an appliance's certificate is, if not for the one it is asked by."""
         host, names = address.hostname or "", "other names"
         with contextlib.suppress(OSError, ValueError):
+            exchange = Exchange(_PROBE, self._context.interrupt)
             place = (host, address.port or 443)
-            found = read_certificate(ssl.get_server_certificate(place, timeout=5).encode())
+            found = read_certificate(_presented(tls_context(_UNVERIFIED), place, host, exchange))
             names = _listed({found.common_name, *found.names} - {""})
         return (
             f"its TLS certificate is for {names}, not for {host}: set citrix.host to one of its "
@@ -2940,35 +3206,26 @@ class Transport:
         )
 
 
-def _probing_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _presented(context: ssl.SSLContext, host: str, port: int, server_name: str | None) -> bytes:
-    timeout = 5  # seconds
-    with (
-        socket.create_connection((host, port), timeout=timeout) as connection,
-        context.wrap_socket(connection, server_hostname=server_name) as tls,
-    ):
-        return tls.getpeercert(binary_form=True) or b""
-
-
-def presented_certificate(host: str, port: int, server_name: str | None, key_type: str) -> bytes:
+def presented_certificate(
+    address: tuple[str, int], server_name: str | None, key_type: str, interrupt: Interrupt
+) -> bytes:
     """Return the DER certificate that a TLS server presents; OSError where there is none.
 
     Where a server holds certificates of both key types, the one of ``key_type`` is asked for: only
     TLS 1.2 lets a client choose, so a server without it is asked once more, without a choice.
     Nothing is verified: the certificate is compared with the one that was installed.
     """
-    with contextlib.suppress(ssl.SSLError):
-        context = _probing_context()
-        context.maximum_version = ssl.TLSVersion.TLSv1_2
-        context.set_ciphers("aRSA" if key_type.startswith("RSA") else "aECDSA")
-        return _presented(context, host, port, server_name)
-    return _presented(_probing_context(), host, port, server_name)
+    context = tls_context(_UNVERIFIED)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("aRSA" if key_type.startswith("RSA") else "aECDSA")
+    exchange = Exchange(_PROBE, interrupt)
+    try:
+        with contextlib.suppress(ssl.SSLError):
+            return _presented(context, address, server_name, exchange)
+        return _presented(tls_context(_UNVERIFIED), address, server_name, exchange)
+    except TimeoutError:
+        interrupt.check()
+        raise
 
 
 def fingerprint_in_words(certificate: bytes) -> str:
@@ -2999,6 +3256,8 @@ _BUSY = frozenset({293, 1461, 3591})
 _CLUSTER_NODE = frozenset({1044, 1065, 1203})
 _FILE_MISSING = frozenset({1632, 1639, 1647})
 _PAGE, _ROUND = 1000, 25  # rows
+_PAGES, _ROWS = 1000, 100_000  # of one list
+_LIST_PATIENCE = 10  # requests that take all of their time, for one list
 _EXISTS = 273
 _NO_CERTKEY = 1540
 _NO_LINK = 1545
@@ -3150,7 +3409,7 @@ def _certkey(row: Document) -> CertKey:
 
 
 def _port(value: object) -> int:
-    return int(str(value)) if str(value).isdigit() else 0
+    return int(str(value)) if re.fullmatch("[0-9]{1,5}", str(value)) else 0
 
 
 def _twice(name: str) -> str:
@@ -3283,9 +3542,10 @@ class NetScaler:
             )
         except TransportError as error:
             raise self._with_fingerprint(error) from None
-        self._token = str(data.get("sessionid") or "")
-        if not self._token:
+        token = str(data.get("sessionid") or "")
+        if not is_header_value(token):
             raise self._error(0, "the login gave no session", 200, "login", "auth")
+        self._token = token
         self._context.redactor.add(self._token)
         if self._appliance.partition:
             name = self._appliance.partition
@@ -3298,9 +3558,11 @@ class NetScaler:
         if error.kind == "untrusted":
             with contextlib.suppress(OSError):
                 address = split_host_port(self.host, 443)
-                seen = fingerprint_in_words(presented_certificate(*address, None, ""))
+                seen = fingerprint_in_words(
+                    presented_certificate(address, None, "", self._context.interrupt)
+                )
                 text = f'{error.message} (it presents fingerprint: "{seen}")'
-                return TransportError("untrusted", text, sent=False)
+                return TransportError("untrusted", text, sent=False, again=False)
         return error
 
     def logout(self) -> None:
@@ -3565,23 +3827,26 @@ class NetScaler:
         return name if name.startswith("/") or directory == SSL_DIRECTORY else f"{directory}/{name}"
 
     def _pages(self, resource: str, asked: str, query: str = "") -> list[Document]:
-        """Read a list, page by page.
+        """Read a list, page by page, as long as one may be.
 
         How long a page may be is not documented, so one of a round length is followed by the next,
         whatever was asked for. A server that gives the whole list, whatever is asked, is fine.
         """
         rows: list[Document] = []
         before: list[Document] = []
-        for number in itertools.count(1):
+        until = time.monotonic() + _LIST_PATIENCE * self._appliance.timeout
+        for number in range(1, _PAGES + 1):
             page_query = f"{query}pagesize={_PAGE}&pageno={number}"
             page = _rows(self._get(resource, asked, query=page_query), resource)
             if not page or page == before:
-                break
+                return rows
             rows += page
             if len(page) % _ROUND:
+                return rows
+            if len(rows) > _ROWS or time.monotonic() > until:
                 break
             before = page
-        return rows
+        raise AgentError("unavailable", f"{self.host}: {asked}: the list does not end")
 
     def _get(
         self, resource: str, asked: str, *, root: str = "config", name: str = "", query: str = ""
@@ -3870,7 +4135,7 @@ class Tokens:
         self._token = str(data["access_token"])
         self._redactor.add(self._token)
         told = str(data.get("expires_in"))
-        lifetime = float(told) if told.isdigit() else 300.0
+        lifetime = float(told) if re.fullmatch("[0-9]{1,9}", told) else 300.0
         self._fresh_until = time.monotonic() + lifetime - min(60.0, lifetime / 5)
 
     def _ask(self, transport: Transport) -> Document:
@@ -3896,7 +4161,7 @@ class Tokens:
             text = f"SCM's token endpoint gives no token now ({place}): the next run tries again"
             raise AgentError("unavailable", text)
         token = data.get("access_token")
-        if answer.status == 200 and isinstance(token, str) and token:
+        if answer.status == 200 and isinstance(token, str) and is_header_value(token):
             return data
         reason = one_line(str(data.get("error_description") or _reason_in(answer)))
         if answer.status in {404, 405}:
@@ -3983,7 +4248,8 @@ class Channel:
         self._proof = proof
         self._is_found = len(paths) == 1
         self._tokens = tokens
-        self._transport = Transport("SCM", config.tls, config.timeout, context, self._proxies)
+        proxy = functools.partial(proxy_to, configured=config.proxy)
+        self._transport = Transport("SCM", config.tls, config.timeout, context, proxy)
 
     def log_in(self) -> None:
         if self._config.client_id:
@@ -3995,13 +4261,6 @@ class Channel:
     def write(self, method: str, path: str, data: Document) -> Answer:
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
         return self._send(method, path, headers, json.dumps(data).encode())
-
-    def _proxies(self, url: str) -> Mapping[str, str]:
-        import requests
-
-        if self._config.proxy:
-            return {"https": self._config.proxy, "http": self._config.proxy}
-        return requests.utils.get_environ_proxies(url)
 
     def _send(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
@@ -4223,7 +4482,7 @@ class EnrollmentApi(RestApi):
 
 
 def _by_age(cert_id: str) -> int:
-    return int(cert_id) if cert_id.isdigit() else 0
+    return int(cert_id) if re.fullmatch("[0-9]{1,30}", cert_id) else 0
 
 
 def _offers_key(offered: Document, key_type: str) -> bool:
@@ -5504,7 +5763,11 @@ class Prover:
             return f"{text} was not verified: set connect in the profile", False
         found = ("", False)
         for _ in tries(self._interrupt):
-            found = self._compare(server, host, port, wanted)
+            try:
+                found = self._compare(server, (host, port), wanted)
+            except TimeoutError:
+                place = f'the virtual server "{server.name}" at {host}:{port}'
+                return f"{place} could not be verified: no answer in time", False
             if not found[0]:
                 break
         return found
@@ -5518,12 +5781,16 @@ class Prover:
         return self._profile.subject.common_name.replace("*", "citrixagent", 1)
 
     def _compare(
-        self, server: VirtualServer, host: str, port: int, wanted: Certificate
+        self, server: VirtualServer, address: tuple[str, int], wanted: Certificate
     ) -> tuple[str, bool]:
+        """Say what is wrong; TimeoutError where waiting longer would be of no use."""
         name = None if not server.sni and self._view.has_sni(server) else self._server_name()
-        place = f'the virtual server "{server.name}" at {host}:{port}'
+        place = f'the virtual server "{server.name}" at {address[0]}:{address[1]}'
         try:
-            presented = read_certificate(presented_certificate(host, port, name, wanted.key_type))
+            der = presented_certificate(address, name, wanted.key_type, self._interrupt)
+            presented = read_certificate(der)
+        except TimeoutError:
+            raise
         except OSError as error:
             return f"{place} could not be verified: {_words(error)}", False
         except ValueError:
@@ -7877,7 +8144,7 @@ def _hand_over(mail: Mail, letter: email.message.EmailMessage) -> None:
     import smtplib
 
     host, port = mail.host, mail.port
-    trust, name = ssl.create_default_context(), socket.gethostname()
+    trust, name = tls_context(Tls()), socket.gethostname()
     if mail.security == "tls":
         server: smtplib.SMTP = smtplib.SMTP_SSL(host, port, name, timeout=10, context=trust)
     else:
@@ -7912,9 +8179,12 @@ def send_mail(mail: Mail, subject: str, body: str) -> str:
 
     host = f"{mail.host}:{mail.port}"
     try:
-        _hand_over(mail, _letter(mail, subject, body))
+        with exchanging(Exchange(_MAIL_LIMIT, None)):
+            _hand_over(mail, _letter(mail, subject, body))
     except smtplib.SMTPException as error:
         return f"{host}: {_mail_words(error)}"
+    except AgentError as error:
+        return error.message
     except (OSError, ValueError) as error:
         return f"{host}: {_words(error)}"
     return ""
@@ -7926,27 +8196,31 @@ def with_suffix(url: str, suffix: str) -> str:
     return parts._replace(path=parts.path.rstrip("/") + suffix).geturl()
 
 
-def send_ping(url: str, body: bytes, proxies: Mapping[str, str] | None) -> str:
+def send_ping(url: str, body: bytes, proxy: str | None) -> str:
     """Send a ping; say what went wrong, or nothing."""
-    import requests
+    import urllib3
 
-    session = _session(Tls())
     try:
-        answer = session.post(
-            url,
-            data=body,
-            timeout=_PING_LIMIT,
-            verify=_verification(Tls()),
-            proxies=dict(proxies or requests.utils.get_environ_proxies(url)),
-            allow_redirects=False,
-            headers={"Content-Type": "text/plain; charset=utf-8"},
-            stream=True,
-        )
-    except requests.RequestException as error:
+        pools = make_pools(Tls(), proxy_to(url, proxy))
+    except AgentError as error:
+        return error.message
+    headers = {"Content-Type": "text/plain; charset=utf-8"}
+    try:
+        with exchanging(Exchange(_PING_LIMIT, None, tls=url.startswith("https:"))):
+            answer = pools.urlopen(
+                "POST",
+                url,
+                body=body,
+                headers=headers,
+                redirect=False,
+                retries=False,
+                preload_content=False,
+            )
+    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         return _words(_causes(error)[-1])
     finally:
-        session.close()
-    return "" if 200 <= answer.status_code < 300 else f"HTTP {answer.status_code}"
+        pools.clear()
+    return "" if 200 <= answer.status < 300 else f"HTTP {answer.status}"
 
 
 class Channels:
@@ -7965,7 +8239,7 @@ class Channels:
     ) -> None:
         self._settings = settings
         self._programs = programs
-        self._proxies = {"https": proxy, "http": proxy} if proxy else None
+        self._proxy = proxy
         self._report = report
         self._context = context
 
@@ -8076,7 +8350,7 @@ class Channels:
         if not self._settings.ping_url.value:
             return
         url = with_suffix(self._settings.ping_url.value, suffix)
-        do = functools.partial(send_ping, url, body, self._proxies)
+        do = functools.partial(send_ping, url, body, self._proxy)
         problems = []
         for _ in range(2):
             if not (problem := within(_PING_LIMIT, do, self._context.interrupt)):
@@ -9160,7 +9434,8 @@ class ApplianceLook:
             remedy = "set ca_bundle or fingerprint instead"
             self._checks.add("warn", self._target, "tls", f"{notice}: {remedy}")
         try:
-            presented = presented_certificate(*split_host_port(host, 443), None, "")
+            place = split_host_port(host, 443)
+            presented = presented_certificate(place, None, "", self._context.interrupt)
         except OSError as error:
             text = f"{host} cannot be reached ({_words(error)})"
             remedy = "check citrix.host, the network and its firewalls"

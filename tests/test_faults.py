@@ -13,7 +13,7 @@ import time_machine
 from conftest import PASSWORD, Lab
 from simulators.netscaler import NetScaler, Variant, nitro_error
 from simulators.scm import Account, PendingStyle
-from simulators.server import BrokenListener, Fault, HttpsServer, Request, Response
+from simulators.server import BareListener, Fault, HttpsServer, Request, Response
 from test_run import install_own, is_write, serial_of
 
 POLICY = (
@@ -715,7 +715,7 @@ def test_a_large_fleet_is_not_held_up_by_an_scm_that_is_down(lab: Lab) -> None:
     """The connections are counted: they break before anything is said."""
     write_fleet(lab, 200, max_wait=120)
     assert lab("run").exit_code == 0
-    with BrokenListener() as broken:
+    with BareListener("reset") as broken:
         lab.write_scm(url=broken.url, token_url=f"{broken.url}/token", timeout=30)
         outcome = lab.json("run")
     assert outcome.exit_code == 0

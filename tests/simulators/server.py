@@ -34,6 +34,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
+import zlib
 from collections.abc import Callable, Mapping
 
 from cryptography import x509
@@ -76,7 +77,11 @@ class Fault:
     ``kind``: ``status`` (answer ``response`` and do no work), ``reset`` (connection reset before
     the work), ``lost`` (the work is done, then the connection is reset), ``hang`` (no answer for
     ``seconds``, no work), ``garbage`` (an answer that is no JSON, no work), ``garbled`` (the work
-    is done, the answer is no JSON), ``told`` (the work is done, the answer is ``response``).
+    is done, the answer is no JSON), ``told`` (the work is done, the answer is ``response``). No
+    work is done, and the answer never ends, with ``stall`` (nothing more comes), ``drip`` (a byte
+    now and then) and ``flood`` (as much as the client takes); ``stage`` is where: in the ``status``
+    line, the ``headers`` or the ``body``; a flood also of ``continue`` (100 Continue) or as a
+    ``bomb`` (a packed body).
     ``number`` counts all requests from 1; ``matches`` looks at the request; both must fit when both
     are given.
     """
@@ -87,6 +92,7 @@ class Fault:
     times: int = 1
     response: Response = dataclasses.field(default_factory=lambda: Response(500))
     seconds: float = 30.0
+    stage: str = "body"
 
     def fits(self, request: Request) -> bool:
         return (
@@ -94,6 +100,33 @@ class Fault:
             and (self.number is None or self.number == request.number)
             and (self.matches is None or self.matches(request))
         )
+
+
+def _chunk(data: bytes) -> bytes:
+    return f"{len(data):x}\r\n".encode() + data + b"\r\n"
+
+
+def _bomb() -> bytes:
+    packer = zlib.compressobj(wbits=31)
+    return packer.compress(bytes(1_000_000)) + packer.flush(zlib.Z_SYNC_FLUSH)
+
+
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+_BEGINNINGS = {
+    "status": b"HTT",
+    "headers": b"HTTP/1.1 200 OK\r\nX-Long: ",
+    "continue": b"",
+    "body": _HEAD + b"\r\n" + _chunk(b'{"'),
+    "bomb": _HEAD + b"Content-Encoding: gzip\r\n\r\n" + _chunk(_bomb()),
+}
+_DROPS = {"status": b"P", "headers": b"x", "body": _chunk(b" ")}
+_FLOODS = {
+    "status": b"P" * 4096,
+    "headers": b"x\r\nX-More: y" * 400,
+    "continue": b"HTTP/1.1 100 Continue\r\n\r\n" * 100,
+    "body": _chunk(b" " * 65536),
+    "bomb": _chunk(_bomb()[10:]),  # without the header of a second one
+}
 
 
 def _key_usage() -> x509.KeyUsage:
@@ -294,8 +327,9 @@ class HttpsServer:
                     return fault
         return None
 
-    def wait(self, seconds: float) -> None:
-        self._stopping.wait(seconds)
+    def wait(self, seconds: float) -> bool:
+        """Wait, and tell whether the server is to stop."""
+        return self._stopping.wait(seconds)
 
 
 class PromptServer(socketserver.ThreadingTCPServer):
@@ -345,28 +379,70 @@ def reset(connection: socket.socket) -> None:
         connection.close()
 
 
-class BrokenListener:
-    """Takes connections on a free port of 127.0.0.1 and resets them; counts them."""
+class BareListener:
+    """A free port of 127.0.0.1 behind which nobody speaks TLS; counts its ``connections``.
 
-    def __init__(self) -> None:
+    What becomes of a connection: ``reset``, ``stall`` (nothing more), ``drip`` (a byte now and
+    then, as if a TLS record came), or ``full`` (it is never taken; others wait before it).
+    """
+
+    def __init__(self, behaviour: str) -> None:
         self.connections = 0
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.url = f"https://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._behaviour = behaviour
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=0 if self._full else 128)
+        self.address = ("127.0.0.1", int(self._socket.getsockname()[1]))
+        self._held: list[socket.socket] = []
+        self._stopping = threading.Event()
 
-    def __enter__(self) -> BrokenListener:  # noqa: PYI034 - Self needs Python 3.11
-        threading.Thread(target=self._serve, daemon=True).start()
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.address[1]}"
+
+    @property
+    def url(self) -> str:
+        return f"https://{self.host}"
+
+    @property
+    def _full(self) -> bool:
+        return self._behaviour == "full"
+
+    def __enter__(self) -> BareListener:  # noqa: PYI034 - Self needs Python 3.11
+        if self._full:
+            for _ in range(4):  # more than the queue takes
+                waiting = socket.socket()
+                waiting.setblocking(False)
+                waiting.connect_ex(self.address)
+                self._held.append(waiting)
+        else:
+            threading.Thread(target=self._serve, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
+        self._stopping.set()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+        for connection in self._held:
+            connection.close()
 
     def _serve(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._socket.accept()
                 self.connections += 1
-                reset(connection)
+                if self._behaviour == "reset":
+                    reset(connection)
+                    continue
+                self._held.append(connection)
+                if self._behaviour == "drip":
+                    threading.Thread(target=self._drip, args=[connection], daemon=True).start()
+
+    def _drip(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            for byte in b"\x16\x03\x03\x3f\xff" + bytes(16383):
+                connection.send(bytes([byte]))
+                if self._stopping.wait(0.1):
+                    break
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -397,6 +473,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(owner.latency)
         fault = owner.fault_for(request)
         kind = fault.kind if fault else "none"
+        if fault and kind in {"stall", "drip", "flood"}:
+            self._never_end(fault)
+            return
         if fault and kind == "hang":
             owner.wait(fault.seconds)
         if kind in {"reset", "hang"}:
@@ -426,6 +505,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault and fault.kind == "garbled":
             return Response(response.status, b"<html>garbage")
         return fault.response if fault and fault.kind == "told" else response
+
+    def _never_end(self, fault: Fault) -> None:
+        """Begin to answer, and go on as the fault says until the client goes."""
+        self.close_connection = True
+        self.wfile.write(_BEGINNINGS[fault.stage])
+        piece = (_FLOODS if fault.kind == "flood" else _DROPS).get(fault.stage, b"")
+        pause = 0.1 if fault.kind == "drip" else 0.0
+        while fault.kind != "stall" and not self.server.owner.wait(pause):
+            self.wfile.write(piece)
+        self.server.owner.wait(fault.seconds)
 
     def _drop(self) -> None:
         self.close_connection = True
