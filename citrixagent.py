@@ -6532,7 +6532,7 @@ class Work:
         self.result.warnings += plan.warnings
         self.result.warnings += plan.notices
         level = logging.INFO if steps else logging.DEBUG
-        log.log(level, "%s: %s: %s", self.profile.name, plan.outcome, plan.reason)
+        log.log(level, "%s: decided: %s: %s", self.profile.name, plan.outcome, plan.reason)
         if seen.unbound and steps:
             self._check_virtual_servers()
         if not self._run.dry_run:
@@ -6687,7 +6687,9 @@ class Work:
         self._did(step)
 
     def _did(self, step: Step) -> None:
-        log.info("%s: %s done", self.profile.name, step.value)
+        order = _open_order(self._record) if step in {Step.ORDER, Step.COLLECT} else None
+        which = f", order {order['cert_id']}" if order else ""
+        log.info("%s: %s done%s", self.profile.name, step.value, which)
         self._todo.remove(step)
         self._done.append(step)
         self.result.steps.append(step.value)
@@ -8170,7 +8172,7 @@ def _mail_words(error: smtplib.SMTPException) -> str:
         said = error.smtp_error
         text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
         return f"{error.smtp_code} {one_line(text)}"
-    return "the connection broke"
+    return one_line(str(error)) or "the connection broke"
 
 
 def send_mail(mail: Mail, subject: str, body: str) -> str:
@@ -8520,7 +8522,7 @@ class Session:
         self.context = Context(Interrupt(), self.redactor)
         self.store = Store(app.home)
         self.home = Home(app.home, self.redactor)
-        self.settings = Settings()
+        self.settings: Settings | None = None
         self.proxy: str | None = None
         self.is_locked = False
         self._names = names
@@ -8629,22 +8631,18 @@ class Session:
         """Write last-run.json and the metrics under the lock; nothing where another run has it."""
         report = self.report
         try:
-            self._ensure_lock()
+            if not self.is_locked:  # the command ended before it took the lock
+                self.lock()
             last_run = last_run_after(self._last_run, report, code, is_full=self._is_full)
             self._last_run = self.redactor.hide_in(last_run)
             self.store.write_last_run(self._last_run)
-            if self.settings.metrics_file:
+            if target := self._known_settings().metrics_file:
                 names = [path.stem for path in self.home.profile_files([])]
                 seen = overview(names, self._last_run, utc_now(), Limits())
-                write_metrics(pathlib.Path(self.settings.metrics_file), metrics(seen))
+                write_metrics(pathlib.Path(target), metrics(seen))
         except AgentError as error:
             if error.kind != "locked":
                 report.warn_late(error.message)
-
-    def _ensure_lock(self) -> None:
-        """Take the lock where the command ended before it did."""
-        if not self.is_locked:
-            self.lock()
 
     def _tell_others(self, code: int, told: Document) -> None:
         """Run hooks and tell who is to be told; an interruption ends that."""
@@ -8671,7 +8669,16 @@ class Session:
     def _channels(self) -> Channels:
         hidden = self.redactor.variables | self.home.secret_variables
         programs = Programs(self.app.home, hidden, self.context.interrupt)
-        return Channels(self.settings, programs, self.proxy, self.report, self.context)
+        settings = self._known_settings()
+        return Channels(settings, programs, self.proxy, self.report, self.context)
+
+    def _known_settings(self) -> Settings:
+        """Return what agent.yaml says, also where the command ended before it was read."""
+        if self.settings is None:
+            self.settings, _ = self.home.load_settings()
+            config, _ = self.home.load_scm()
+            self.proxy = config.proxy if config else None
+        return self.settings
 
     def require_agreement(self) -> None:
         """Have the agreement accepted: earlier, by the environment, or now on a terminal."""
@@ -8789,7 +8796,7 @@ class Session:
     ) -> None:
         """Load, lock, run, and take the results into the report; who is not ``sure`` is asked."""
         config, profiles = self.load(names)
-        if self.settings.problems:
+        if self.settings and self.settings.problems:
             text = "\n".join(self.settings.problems)
             self.report.failures.append(AgentError("config", text))
         if not profiles:

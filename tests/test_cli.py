@@ -346,7 +346,7 @@ def test_the_log_tells_decisions_and_changes(lab: Lab) -> None:
     assert lab("run").exit_code == 0
     lines = (lab.home / "state" / "citrixagent.log").read_text().splitlines()
     texts = [line.split(" ", 2)[2] for line in lines]
-    assert "www: enrolled: no certificate is installed" in texts
+    assert "www: decided: enrolled: no certificate is installed" in texts
     assert "www: bind done" in texts
     assert all(line[:20].endswith("Z") and line[4] == "-" for line in lines)
 
