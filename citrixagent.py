@@ -4652,10 +4652,9 @@ def connect_to_scm(config: ScmConfig, tokens: Tokens, context: Context) -> Secti
 _RECORD_VERSION = 2
 _HEARD = 65536  # bytes of a program's complaints that are kept
 _PROGRAM = pathlib.Path(__file__).resolve()
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")  # as this tool gives them
+_OWN_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-\d{14}\.(?:key|csr|crt)")  # see file_stem
+_SERIAL = re.compile(r"[0-9A-F]*")
 _VARIABLE = re.compile(r"\w_env[\"']?\s*:\s*[\"']?([A-Za-z_]\w*)")
-
-
 _LARGEST_FILE = 1_000_000  # bytes
 
 
@@ -4732,38 +4731,76 @@ def _read_as(kind: Any, data: object) -> Any:  # noqa: ANN401 - a type, and a va
     raise ValueError("a value of another type")
 
 
+def _check_files(files: Iterable[str]) -> None:
+    """Raise ValueError where this tool cannot have made a file: it would delete somebody else's."""
+    if not all(map(_OWN_FILE.fullmatch, files)):
+        raise ValueError("a file that is not this tool's")
+
+
 def _check_generation(made: Generation, *, is_read: bool) -> None:
     """Raise ValueError where a generation contradicts itself, or names files that cannot be."""
     files = (made.key_file, made.cert_file)
-    if made.ours and not all(map(_FILE_NAME.fullmatch, files)):
-        raise ValueError("a file of ours with a path")
-    if any(_CONTROL.search(file) for file in files):
-        raise ValueError("a file name with control characters")
+    if made.ours:
+        _check_files(files)
+    if any(_CONTROL.search(file) for file in files) or not _SERIAL.fullmatch(made.serial):
+        raise ValueError("text that no file or serial number has")
+    if made.ours and not (made.names and made.key_type and bool(made.serial) == bool(made.pem)):
+        raise ValueError("something of ours that is not known")
     if made.ordered_at:
         parse_iso(made.ordered_at)
     if is_read and made.pem and read_chain(made.pem)[0].serial != made.serial:
         raise ValueError("another certificate than the serial number says")
 
 
-def _check_record(record: Record, profile: str) -> Record:
-    """Return a record that agrees with itself; ValueError otherwise.
+def _check_change(change: Change) -> None:
+    """Raise ValueError where a change contradicts itself."""
+    new, order = change.new, change.order
+    parse_iso(change.started)
+    if order is None and not new.pem:
+        raise ValueError("a rollback to nothing")
+    if order is None:
+        return
+    if order.sent:
+        parse_iso(order.sent)
+    steps = (order.csr, order.sent, new.cert_id, new.pem)
+    if any(after and not before for before, after in itertools.pairwise(steps)):
+        raise ValueError("a step without the one before it")
+    if order.csr and answers_csr(new.pem.encode(), order.csr) != bool(new.pem):
+        raise ValueError("a certificate for another key")
+
+
+def _check_record(record: Record) -> None:
+    """Raise ValueError where a record contradicts itself.
 
     Of the previous generation the certificate is left unread: only a rollback needs it.
     """
-    change, order = record.change, record.change.order if record.change else None
+    change = record.change
     for made in (*record.generations, *(change.generations if change else ())):
         _check_generation(made, is_read=made is not record.previous)
-    if not all(map(_FILE_NAME.fullmatch, (*record.litter, *(change.made if change else ())))):
-        raise ValueError("a file of ours with a path")
-    for moment in (change and change.started, order and order.sent):
-        if moment:
-            parse_iso(moment)
-    if order and change and change.new.cert_id and not order.sent:
-        raise ValueError("an order that has an id and was not sent")
-    if change and not order and not change.new.serial:
-        raise ValueError("a change without an order or a certificate")
-    if record.profile != profile:
-        raise ValueError("the record of another profile")
+    _check_files((*record.litter, *(change.made if change else ())))
+    if change:
+        _check_change(change)
+
+
+def _digest_of(data: Document) -> str:
+    return _sha256(json.dumps(data, sort_keys=True).encode())
+
+
+def _read_record(text: bytes) -> Record | int:
+    """Return a record, or the version of one that has another form.
+
+    Raises ValueError where it is not what this tool wrote: a single character may be what keeps an
+    order from being placed again, so nothing is guessed.
+    """
+    data = json.loads(text)
+    if not isinstance(data, dict) or type(version := data.pop("version", None)) is not int:
+        raise ValueError("no record")
+    if version != _RECORD_VERSION:
+        return version
+    if data.pop("sha256", None) != _digest_of(data):
+        raise ValueError("not as it was written")
+    record: Record = _read_as(Record, data)
+    _check_record(record)
     return record
 
 
@@ -4817,26 +4854,37 @@ class Store:
         """Return a profile's record; AgentError (state) where it cannot be relied on."""
         path = self._path(profile)
         try:
-            data = json.loads(read_file(path, follow=False))
-            version = data.pop("version")
-            if version == _RECORD_VERSION:
-                return _check_record(_read_as(Record, data), profile)
+            record = _read_record(read_file(path, follow=False))
         except FileNotFoundError:
             return Record(profile)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except OSError as error:
+            raise AgentError("state", f"{path} cannot be read: {error.strerror}") from None
+        except (ValueError, RecursionError):
             raise AgentError(
                 "state",
                 f"{path} is damaged and was left as it is: put it back from a backup, or move it "
                 f"away and, if an order is open in SCM, revoke or decline it there",
             ) from None
-        way = "use the citrixagent.py that wrote it, or a newer"
-        if version == 1:
-            way = "no release wrote such: move it away and, if an order is open in SCM, decline it"
-        raise AgentError("state", f"{path} is of version {version}: {way}")
+        if isinstance(record, int):
+            way = "use the citrixagent.py that wrote it, or a newer"
+            if record == 1:
+                way = "no release wrote such: move it away and, if an order is open in SCM, "
+                way += "decline it"
+            raise AgentError("state", f"{path} is of version {record}: {way}")
+        if record.profile != profile:
+            owner = self._path(record.profile).name
+            raise AgentError(
+                "state",
+                f"{path} is the record of the profile {record.profile} and was left as it is: "
+                f"give it back its name, {owner}, or move it away",
+            )
+        return record
 
     def save(self, record: Record) -> None:
-        data = {"version": _RECORD_VERSION, **dataclasses.asdict(record)}
-        write_private(self._path(record.profile), json.dumps(data, indent=1) + "\n")
+        data = dataclasses.asdict(record)
+        head = {"version": _RECORD_VERSION, "sha256": _digest_of(data)}
+        text = json.dumps({**head, **data}, indent=1)
+        write_private(self._path(record.profile), text + "\n")
 
     def _path(self, profile: str) -> pathlib.Path:
         return self.folder / f"profile-{profile}.json"
