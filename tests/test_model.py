@@ -25,12 +25,16 @@ def generation(serial: str, **changes: Any) -> Generation:
         pem=f"PEM of {serial}",
         cert_id=f"id of {serial}",
         link="ca_1",
+        form="DER",
+        ordered_at=f"2026-11-0{serial[1]}T02:00:00Z",
+        revoked=True,
     )
     return dataclasses.replace(made, **changes)
 
 
-FIRST, SECOND, THIRD = generation("A1"), generation("B2"), generation("C3")
-FOREIGN = generation("F0", ours=False, cert_id=None)
+FIRST, SECOND = generation("A1"), generation("B2")
+THIRD = generation("C3", ordered_at=None)
+FOREIGN = generation("F4", ours=False, cert_id=None, ordered_at=None)
 ORDER = Order(
     action="renew",
     wish="digest",
@@ -117,7 +121,7 @@ def failed(record: Record, *, file_missing: bool, key_lost: bool) -> Record:
 
 FIRST_CHANGE = dataclasses.replace(CHANGE, old=None)
 PROMOTED = {
-    "installed": THIRD,
+    "installed": dataclasses.replace(THIRD, ordered_at="2026-11-22T02:00:00Z"),
     "previous": SECOND,
     "found": None,
     "change": None,
