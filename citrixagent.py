@@ -53,11 +53,11 @@ import email.message
 import email.utils
 import enum
 import errno
-import fcntl
 import functools
 import getpass
 import hashlib
 import html
+import importlib.util
 import ipaddress
 import itertools
 import json
@@ -89,7 +89,62 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar
 
-import click
+_IS_OLD = (_VERSION := sys.version_info) < (3, 10)  # needs Python 3.10
+
+
+def _end(sentence: str) -> NoReturn:
+    sys.stderr.write(f"citrixagent {sentence}\n")
+    sys.exit(2)
+
+
+def _is_safe(python: pathlib.Path, program: pathlib.Path) -> bool:
+    """Tell whether an interpreter is one of people who are trusted here anyway."""
+    trusted = {0, os.geteuid(), program.stat().st_uid}
+    places = [python.lstat(), python.stat(), python.parent.stat(), python.parent.parent.stat()]
+    open_to_others = [
+        each.st_mode & stat.S_IWOTH for each in places if not stat.S_ISLNK(each.st_mode)
+    ]
+    return all(each.st_uid in trusted for each in places) and not any(open_to_others)
+
+
+def _find_packages() -> None:
+    """Go on with the Python of the venv beside the program where this one will not do.
+
+    Whatever it is started with, it ends with a sentence that says what to do, never a traceback.
+    """
+    program = pathlib.Path(__file__).resolve()
+    venv, needs = program.parent / "venv", program.parent / "requirements.txt"
+    python = venv / "bin" / "python"
+    if importlib.util.find_spec("fcntl") is None:
+        _end("needs Linux or another Unix: this system has no fcntl")
+    packages = ("click", "cryptography", "requests", "yaml")
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    came_from_there = os.environ.pop("_CITRIXAGENT_STARTED", "") or sys.executable == str(python)
+    if not (missing or _IS_OLD):
+        return
+    with contextlib.suppress(OSError):
+        if not came_from_there and _is_safe(python, program):
+            os.environ["_CITRIXAGENT_STARTED"] = "yes"
+            os.execv(python, [str(python), str(program), *sys.argv[1:]])  # noqa: S606
+    if _IS_OLD:
+        found = ".".join(map(str, _VERSION[:3]))
+        _end(f"needs Python 3.10 or newer, and {sys.executable} is {found}: start it with another")
+    make = f"{shlex.quote(str(venv / 'bin' / 'pip'))} install -r {shlex.quote(str(needs))}"
+    if not python.exists():
+        make = f"python3 -m venv {shlex.quote(str(venv))} && {make}"
+    elif not came_from_there:
+        make = (
+            f"see to it that nobody but root and the program's owner can write to {venv}, or {make}"
+        )
+    _end(f"lacks Python packages ({', '.join(missing)}): {make}")
+
+
+if __name__ == "__main__":
+    _find_packages()
+
+import fcntl  # noqa: E402 - not on every system
+
+import click  # noqa: E402 - not in every Python
 
 if TYPE_CHECKING:
     import smtplib
@@ -265,20 +320,27 @@ class ScmConfig:
     timeout: int
 
 
+def _ascii_form(name: str) -> str:
+    """Return a name as registries and browsers write it (UTS 46); ValueError where it is none."""
+    import idna
+
+    start = "*." if name.startswith("*.") else ""
+    try:
+        return start + idna.encode(name.removeprefix("*."), uts46=True).decode()
+    except UnicodeError:
+        raise ValueError("is not a DNS name or IP address") from None
+
+
 def check_name(text: str) -> str:
     """Return a DNS name (wildcards in the first label only) or IP address in its normal form."""
+    if not text.isascii():
+        raise ValueError(f"must be written in its ASCII form: {_ascii_form(text)}")
     name = text.lower().removesuffix(".")
     if "%" in name:
         raise ValueError("is not a DNS name or IP address")
     if ":" in name or name[-1:].isdigit():
         with contextlib.suppress(ValueError):
             return str(ipaddress.ip_address(name))
-    if not name.isascii():
-        try:
-            name = name.encode("idna").decode()
-        except UnicodeError:
-            raise ValueError("is not a DNS name or IP address") from None
-        raise ValueError(f"must be written in its ASCII form: {name}")
     labels = name.removeprefix("*.").split(".")
     if "/" in name or "://" in name:
         raise ValueError("must be a name alone, without a scheme or a path")
@@ -520,6 +582,12 @@ Reader = Callable[[object], T]
 _IN_QUOTES = "put this value in quotes: its first character means something else in YAML"
 _YAML_PROBLEMS = {  # what would quote the value, or puzzle
     "found undefined alias": _IN_QUOTES,
+    "expected alphabetic or numeric character, but found": _IN_QUOTES,
+    "mapping values are not allowed here": (
+        "a colon and a blank stand in a value: put it in quotes, or mend the indentation if a key "
+        "begins here"
+    ),
+    "found character '\\t' that cannot start any token": "a tab: indent with blanks, or use quotes",
     "could not determine a constructor": _IN_QUOTES,
     "found undefined tag handle": _IN_QUOTES,
     "expected <block end>": "the indentation does not fit the lines above",
@@ -998,7 +1066,10 @@ def _check_email(text: str) -> str:
 
 
 def _check_fingerprint(text: str) -> str:
-    digits = text.replace(":", "").replace(" ", "").upper()
+    line = re.sub(
+        r"^\s*sha256 fingerprint\s*=", "", text, flags=re.IGNORECASE
+    )  # as openssl prints it
+    digits = line.replace(":", "").replace(" ", "").upper()
     if not _FINGERPRINT.fullmatch(digits):
         raise ValueError("must be a SHA-256 fingerprint: 64 hex digits, colons allowed")
     return digits
@@ -2945,11 +3016,8 @@ def make_pools(tls: Tls, proxy: str) -> urllib3.PoolManager:
 def _presented(
     context: ssl.SSLContext, address: tuple[str, int], name: str | None, exchange: Exchange
 ) -> bytes:
-    with (
-        exchanging(exchange),
-        _dial(*address) as connection,
-        context.wrap_socket(connection, server_hostname=name) as tls,
-    ):
+    wrap = functools.partial(context.wrap_socket, server_hostname=name)
+    with exchanging(exchange), _dial(*address) as connection, wrap(connection) as tls:
         return tls.getpeercert(binary_form=True) or b""
 
 
@@ -5412,7 +5480,8 @@ class Home:
                     # A link to the folder is another way to it, one to a file is another profile.
                     is_own = path.parent.resolve() == folder.resolve()
                     return folder / path.name if is_own else path.parent.resolve() / path.name
-        raise click.UsageError(f'there is no profile "{name}" in {folder}')
+        hint = _did_you_mean(name, [path.stem for path in _yaml_files(folder)])
+        raise click.UsageError(f'there is no profile "{name}" in {folder}{hint}')
 
     def load_profiles(self, files: Sequence[pathlib.Path]) -> Loaded:
         """Read profiles; the problems of all files are found in one go."""
@@ -5504,7 +5573,8 @@ class Home:
         if "/" in name:
             raise ValueError(f"must be the name of a file in {folder}, without a path")
         if path is None:
-            raise ValueError(f"there is no file {folder / name}.yaml")
+            hint = _did_you_mean(name, [each.stem for each in _yaml_files(folder)])
+            raise ValueError(f"there is no file {folder / name}.yaml{hint}")
         source, problems = self._source(path), list[str]()
         try:
             document = source.document()
@@ -9738,7 +9808,40 @@ _wait_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def _complete(folder: str, context: click.Context, word: str) -> list[str]:
+    """Return the names of the files in a folder of the home that begin like a word."""
+    home = context.find_root().params.get("home") or _PROGRAM.parent
+    return [path.stem for path in _yaml_files(home / folder) if path.stem.startswith(word)]
+
+
+def complete_profiles(context: click.Context, _argument: click.Parameter, word: str) -> list[str]:
+    return _complete("profiles", context, word)
+
+
+def complete_appliances(context: click.Context, _argument: click.Parameter, word: str) -> list[str]:
+    return _complete("appliances", context, word)
+
+
+def _be_verbose(context: click.Context, _parameter: click.Parameter, count: int) -> None:
+    if count and not context.resilient_parsing:
+        context.ensure_object(App).verbosity += count
+
+
+class VerboseCommand(click.Command):
+    """A command that takes -v as well: it is behind the command that people add it."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:  # noqa: ANN401 - click's
+        super().__init__(*arguments, **keywords)
+        self.params.append(
+            click.Option(["-v"], count=True, hidden=True, expose_value=False, callback=_be_verbose)
+        )
+
+
+class Commands(click.Group):
+    command_class = VerboseCommand
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--home",
     type=click.Path(file_okay=False, path_type=pathlib.Path),
@@ -9757,7 +9860,7 @@ def main(context: click.Context, home: pathlib.Path | None, verbosity: int) -> N
 
 
 @main.command("run")
-@click.argument("profiles", nargs=-1, metavar="[PROFILE]...")
+@click.argument("profiles", shell_complete=complete_profiles, nargs=-1, metavar="[PROFILE]...")
 @click.option("--dry-run", is_flag=True, help="Read and plan only; change and order nothing.")
 @click.option(
     "--jobs",
@@ -9789,7 +9892,9 @@ def enroll(session: Session, names: Sequence[str], intent: Intent, wait: int | N
 
 
 @main.command("enroll")
-@click.argument("profiles", nargs=-1, required=True, metavar="PROFILE...")
+@click.argument(
+    "profiles", shell_complete=complete_profiles, nargs=-1, required=True, metavar="PROFILE..."
+)
 @click.option(
     "--force",
     is_flag=True,
@@ -10001,7 +10106,7 @@ _yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 @main.command("renew")
-@click.argument("profiles", nargs=-1, metavar="[PROFILE]...")
+@click.argument("profiles", shell_complete=complete_profiles, nargs=-1, metavar="[PROFILE]...")
 @_all_option
 @_yes_option
 @_wait_option
@@ -10025,7 +10130,7 @@ def renew_command(
 
 
 @main.command("replace")
-@click.argument("profiles", nargs=-1, metavar="[PROFILE]...")
+@click.argument("profiles", shell_complete=complete_profiles, nargs=-1, metavar="[PROFILE]...")
 @_all_option
 @click.option("--reason", default="", metavar="TEXT", help="Told to SCM.")
 @_yes_option
@@ -10218,7 +10323,9 @@ def revoke(session: Session, names: Sequence[str], wish: Revocation, *, sure: bo
 
 
 @main.command("revoke")
-@click.argument("profiles", nargs=-1, required=True, metavar="PROFILE...")
+@click.argument(
+    "profiles", shell_complete=complete_profiles, nargs=-1, required=True, metavar="PROFILE..."
+)
 @click.option(
     "--reason",
     type=click.Choice(list(REVOCATION_REASONS)),
@@ -10255,7 +10362,7 @@ def revoke_command(  # noqa: PLR0913 - one for each option
 
 
 @main.command("rollback")
-@click.argument("profile")
+@click.argument("profile", shell_complete=complete_profiles)
 @_json_option
 @click.pass_obj
 def rollback_command(app: App, profile: str, as_json: bool) -> None:
@@ -10268,7 +10375,7 @@ def rollback_command(app: App, profile: str, as_json: bool) -> None:
 
 
 @main.command("list")
-@click.argument("profiles", nargs=-1, metavar="[PROFILE]...")
+@click.argument("profiles", shell_complete=complete_profiles, nargs=-1, metavar="[PROFILE]...")
 @click.option("--all", "show_all", is_flag=True, help="Every certkey on the appliances.")
 @_json_option
 @click.pass_obj
@@ -10280,7 +10387,9 @@ def list_command(app: App, profiles: tuple[str, ...], show_all: bool, as_json: b
 
 
 @main.command("discover")
-@click.argument("appliances", nargs=-1, metavar="[APPLIANCE]...")
+@click.argument(
+    "appliances", shell_complete=complete_appliances, nargs=-1, metavar="[APPLIANCE]..."
+)
 @click.option("--write", is_flag=True, help="Write the profiles; no file is overwritten.")
 @_json_option
 @click.pass_obj
@@ -10294,7 +10403,7 @@ def discover_command(app: App, appliances: tuple[str, ...], write: bool, as_json
 
 
 @main.command("check")
-@click.argument("profiles", nargs=-1, metavar="[PROFILE]...")
+@click.argument("profiles", shell_complete=complete_profiles, nargs=-1, metavar="[PROFILE]...")
 @click.option("--offline", is_flag=True, help="Look at this machine and its files only.")
 @_json_option
 @click.pass_obj
@@ -10356,7 +10465,7 @@ def show_no_status(error: AgentError, style: str) -> int:
 
 
 @main.command("status")
-@click.argument("profiles", nargs=-1, metavar="[PROFILE]...")
+@click.argument("profiles", shell_complete=complete_profiles, nargs=-1, metavar="[PROFILE]...")
 @click.option(
     "--format",
     "style",

@@ -29,10 +29,15 @@ NUMBER = "must be a whole number in plain decimal notation"
 SECTION = "must be a mapping of keys to values"
 NAME = "is not a DNS name or IP address"
 NAME_ALONE = "must be a name alone, without a scheme or a path"
+ASCII_FORM = "must be written in its ASCII form:"
 HOST = "must be host or host:port, without a scheme or a path"
 PORT = "must have a port between 1 and 65535"
 HOST_PORT = "must be host or host:port"
 QUOTES = "put this value in quotes: its first character means something else in YAML"
+COLON = (
+    "a colon and a blank stand in a value: put it in quotes, or mend the indentation if a key "
+    "begins here"
+)
 BRACKETS = "must have an IPv6 address in brackets: [2001:db8::1]:443"
 ADDRESS = "must be an address such as https://cert-manager.example.com"
 HTTPS = "must start with https://"
@@ -430,6 +435,17 @@ CERTIFICATE: Table = [
         {"common_name": "www.münchen.example"},
         "certificate.common_name: must be written in its ASCII form: www.xn--mnchen-3ya.example",
     ),
+    (
+        "sharp s",
+        {"common_name": "*.straße.example.com"},
+        "certificate.common_name: must be written in its ASCII form: *.xn--strae-oqa.example.com",
+    ),
+    (
+        "Kelvin",
+        {"common_name": "\u212a.example"},
+        f"certificate.common_name: {ASCII_FORM} k.example",
+    ),
+    ("snowman", {"common_name": "\u2603.example"}, f"certificate.common_name: {NAME}"),
     ("two wildcards", {"common_name": "*.*.example.com"}, f"certificate.common_name: {NAME}"),
     ("inner wildcard", {"common_name": "www.*.example.com"}, f"certificate.common_name: {NAME}"),
     ("part wildcard", {"common_name": "www*.example.com"}, f"certificate.common_name: {NAME}"),
@@ -589,6 +605,11 @@ LINE: Table = [
         f"line 13, column 13: {QUOTES}",
     ),
     (
+        "wildcard without quotes",
+        {"common_name": "common_name: *.example.com"},
+        f"line 2, column 17: {QUOTES}",
+    ),
+    (
         "password that starts with !",
         {"password": f"password: !{SECRET}"},
         f"line 13, column 13: {QUOTES}",
@@ -612,7 +633,7 @@ LINE: Table = [
     (
         "password with a colon",
         {"password": f"password: {SECRET}: x"},
-        "line 13, column 20: mapping values are not allowed here",
+        f"line 13, column 20: {COLON}",
     ),
     (
         "password with an open quote",
@@ -647,7 +668,7 @@ LINE: Table = [
     (
         "tab",
         {"timeout": "x: y\n\ttimeout: 20"},
-        "line 15, column 1: found character '\\t' that cannot start any token",
+        "line 15, column 1: a tab: indent with blanks, or use quotes",
     ),
     (
         "number for key",
@@ -1096,7 +1117,7 @@ FILES = [
             "profiles/api.yaml: virtual_servers[1].type: is missing",
             "profiles/mail.yaml: certificate.state: is missing",
             "profiles/mail.yaml: renewal.on_change: must be one of replace, enroll, report",
-            "profiles/www.yml: line 1, column 10: mapping values are not allowed here",
+            f"profiles/www.yml: line 1, column 10: {COLON}",
             f"scm.yaml: url: {HTTPS}",
             "scm.yaml: timeout: must be between 1 and 3600",
         ],
@@ -1309,6 +1330,8 @@ RIGHT: list[tuple[str, Callable[..., None], Mapping[str, object]]] = [
     ("enrollment by name", scm, {"api": "enrollment"}),
     ("pairs of digits", fingerprint, {"form": str}),
     ("digits", fingerprint, {"form": lambda text: text.replace(":", "").lower()}),
+    ("as openssl prints it", fingerprint, {"form": lambda text: f"sha256 Fingerprint={text}"}),
+    ("as it printed it once", fingerprint, {"form": lambda text: f"SHA256 Fingerprint={text}"}),
     ("verified by default", citrix, {"verify": True, "timeout": 3600}),
     ("appliance", shared, {"file": "ns.yaml", "name": "ns"}),
     ("appliance with its ending", shared, {"file": "ns.yml", "name": "ns.yml"}),
@@ -1524,6 +1547,15 @@ def test_a_secret_that_is_a_word_of_the_json_leaves_the_json_whole(lab: Lab, sec
     citrix(lab, username="other", password=secret)
     outcome = lab.json("run", "--dry-run")
     assert (outcome.exit_code, outcome.profile()["outcome"]) == (0, "planned")
+
+
+def test_a_profile_or_appliance_that_is_misspelt_is_suggested(home: Lab) -> None:
+    home.write_profile("mail-site1")
+    home.write_yaml("appliances/ns-prod.yaml", home.citrix())
+    assert home("run", "mail-site2").stderr.endswith(': did you mean "mail-site1"?\n')
+    home.write_profile(citrix="ns-prd")
+    problem = f"{home.home}/{WWW}: citrix: there is no file {home.home}/appliances/ns-prd.yaml"
+    assert home("run", "www").stderr == f'{problem}: did you mean "ns-prod"?\n'
 
 
 @pytest.mark.parametrize(
