@@ -5978,6 +5978,7 @@ class Run:
     store: Store
     context: Context
     tokens: Tokens
+    max_orders: int | None  # a run of all profiles that would place more places none
     progress: Progress
     warn: Callable[[str, str], None]  # of what belongs to no profile: what is wrong, and why
 
@@ -6621,6 +6622,8 @@ class Work:
         self._ordering = Ordering(self._job, scm)
         self._installer = Installer(self._job)
         self._plan: Plan | None = None
+        self._preview: list[str] = []
+        self._is_begun = False
         self._todo: list[Step] = []
         self._done: list[Step] = []
 
@@ -6653,16 +6656,34 @@ class Work:
         log.log(level, "%s: decided: %s: %s", self.profile.name, plan.outcome, plan.reason)
         if seen.unbound and steps:
             self._check_virtual_servers()
+        held = self._record.installed if _is_installed(seen) else None
+        names = held.names if held else ()
+        self._preview = preview(self.profile, plan, seen.certificate, names)
+        self._plan = plan
+
+    @property
+    def would_order(self) -> bool:
+        return self._plan is not None and Step.ORDER in self._plan.steps(self.profile)
+
+    def blow(self, fuse: str) -> None:
+        """Order nothing, because too much would be ordered; but let nothing lapse for that."""
+        end = self.result.not_after
+        if end is None or parse_iso(end) - utc_now() > LAPSE:
+            self.fail(AgentError("state", fuse))
+
+    def begin(self) -> None:
+        """Take up what was decided; a dry run tells it."""
+        if self._plan is None:
+            return
+        steps = self._plan.steps(self.profile)
+        self._is_begun = True
         if not self._run.dry_run:
-            self._begin(plan)
+            self._begin(self._plan)
             self._todo = list(steps)
         elif steps:
             self.result.outcome = "planned"
             self.result.steps = [step.value for step in steps]
-            held = self._record.installed if self.result.cert_id else None
-            names = held.names if held and _is_installed(seen) else ()
-            self.result.preview = preview(self.profile, plan, seen.certificate, names)
-        self._plan = plan
+            self.result.preview = self._preview
 
     def _close_change(self) -> None:
         """Close what an earlier run had finished but for the note of it."""
@@ -6854,10 +6875,12 @@ class Work:
 
     def interrupt(self) -> None:
         """Report what was not finished when the run was interrupted."""
+        planned = self._plan.steps(self.profile) if self._plan and not self._is_begun else ()
+        steps = self._todo or planned
         if self.waits:
             self.leave_pending()
-        elif not self.has_failed and (self._todo or not self._plan):
-            what = self._todo[0].value if self._plan else "it was looked at"
+        elif not self.has_failed and (steps or not self._plan):
+            what = steps[0].value if steps else "it was looked at"
             text = f"interrupted before {what}: the next run goes on from here"
             self.has_failed = True
             self.result.fail(AgentError("state", text))
@@ -6926,6 +6949,8 @@ class Crew:
     def __init__(self, appliance: Appliance, profiles: Sequence[Profile], run: Run) -> None:
         self.addresses = appliance.addresses
         self._run = run
+        self._has_looked = False
+        self._is_over = False  # it was interrupted
         self._view = View(appliance, run.context)
         scm = connect_to_scm(run.config, run.tokens, run.context)
         self._works = [Work(profile, self._view, scm, run) for profile in profiles]
@@ -6935,23 +6960,44 @@ class Crew:
         """Read the profiles' records: many small files, for which threads would only queue up."""
         self._each(self._works, Work.recall)
 
+    def look(self) -> None:
+        """Observe and decide: nothing is changed, but what an earlier run left is noted."""
+        self._has_looked = True
+        self._attempt(self._look)
+
     def run(self) -> None:
         """Bring every profile as far as it gets; what goes wrong stands in the results."""
         try:
-            self._guarded(self._works, self._handle)
-        except Interrupted:
-            for work in self._works:
-                work.interrupt()
+            if not self._has_looked:
+                self.look()
+            if self._view.was_read and not self._is_over:
+                self._attempt(self._act)
         finally:
             for work in self._works:
                 work.take_stock()
             self._view.close()
             self._run.progress("")
 
-    def _handle(self) -> None:
+    def orders(self) -> list[Work]:
+        """Return the profiles for which something would be ordered."""
+        return [work for work in self._works if work.would_order and not work.has_failed]
+
+    def _attempt(self, do: Callable[[], None]) -> None:
+        try:
+            self._guarded(self._works, do)
+        except Interrupted:
+            self._is_over = True
+            for work in self._works:
+                work.interrupt()
+        self._run.progress("")
+
+    def _look(self) -> None:
         self._run.progress(f"{self._view.client.host}: reading", self._view.appliance.timeout)
         self._view.open()
         self._each(self._works, Work.plan)
+
+    def _act(self) -> None:
+        self._each(self._works, Work.begin)
         self._each(self._works, lambda work: work.advance(Step.COLLECT, Step.SAVE))
         self._collect()
         self._save()
@@ -7051,6 +7097,28 @@ def by_appliance(profiles: Iterable[Profile]) -> dict[Appliance, list[Profile]]:
     return groups
 
 
+def _look_in_turn(crews: Iterable[Crew]) -> None:
+    for crew in crews:
+        crew.look()
+
+
+def _mind_the_fuse(crews: Iterable[Crew], limit: int) -> None:
+    """Let nothing be ordered but what cannot wait, where too much would be ordered.
+
+    An edit of the defaults, a wrong clock or a lost folder must not buy a fleet anew in a night.
+    """
+    works = [work for crew in crews for work in crew.orders()]
+    if len(works) <= limit:
+        return
+    fuse = (
+        f"{len(works)} orders would be placed, max_orders is {limit}: nothing was ordered that can "
+        "wait; see what would be done with citrixagent.py run --dry-run, then raise max_orders in "
+        "agent.yaml, or run the profiles by name"
+    )
+    for work in works:
+        work.blow(fuse)
+
+
 def run_all(profiles: Sequence[Profile], run: Run, jobs: int) -> list[Result]:
     """Handle all profiles, appliances in parallel; results stand in the order of their names.
 
@@ -7059,9 +7127,12 @@ def run_all(profiles: Sequence[Profile], run: Run, jobs: int) -> list[Result]:
     crews = [Crew(appliance, members, run) for appliance, members in by_appliance(profiles).items()]
     for crew in crews:
         crew.recall()
+    groups = _by_address(crews)
     with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
-        for done in [pool.submit(_run_in_turn, group) for group in _by_address(crews)]:
-            done.result()
+        if run.max_orders is not None and len(profiles) > run.max_orders:
+            list(pool.map(_look_in_turn, groups))
+            _mind_the_fuse(crews, run.max_orders)
+        list(pool.map(_run_in_turn, groups))
     results = [result for crew in crews for result in crew.results]
     return sorted(results, key=lambda result: result.profile)
 
@@ -8645,7 +8716,8 @@ class Session:
         self.is_locked = False
         self._names = names
         self._tells = command in _TELLING and not dry_run
-        self._is_full = self._tells and command == "run" and not names
+        self._is_fleet = command == "run" and not names
+        self._is_full = self._tells and self._is_fleet
         self._held = contextlib.ExitStack()  # the lock
         self._logs = contextlib.ExitStack()
         self._last_run: Document = {}
@@ -8873,6 +8945,7 @@ class Session:
             store=self.store,
             context=self.context,
             tokens=Tokens(config, self.redactor),
+            max_orders=self._known_settings().max_orders if self._is_fleet else None,
             progress=self.report.console.progress,
             warn=self.report.warn,
         )

@@ -482,6 +482,7 @@ def planner(home: pathlib.Path) -> tuple[list[agent.View], list[agent.Work]]:
         store=session.store,
         context=session.context,
         tokens=agent.Tokens(config, session.redactor),
+        max_orders=None,
         progress=lambda _, __=None: None,
         warn=lambda *_: None,
     )

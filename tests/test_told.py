@@ -779,3 +779,73 @@ def test_a_damaged_told_file_tells_once_more(told: Lab, text: str) -> None:
     told("run")
     assert len(recorded(told)) == 2
     told.appliance.server.accept()
+
+
+# The fuse
+
+
+def fleet(lab: Lab, *names: str) -> None:
+    for name in names:
+        lab.appliance.add_virtual_server(f"vs_{name}", "load_balancing")
+        lab.write_profile(
+            name,
+            certificate=lab.certificate(
+                common_name=f"{name}.example.com", subject_alternative_names=None
+            ),
+            virtual_servers=[{"name": f"vs_{name}", "type": "load_balancing"}],
+        )
+
+
+def test_a_run_that_would_order_too_much_orders_nothing(lab: Lab) -> None:
+    fleet(lab, "a", "b", "c")
+    settings(lab, max_orders=2)
+    outcome = lab.json("run")
+    assert outcome.exit_code == 1
+    for name in "abc":
+        error = outcome.profile(name)["error"]
+        assert error["kind"] == "state"
+        assert error["message"].startswith("3 orders would be placed, max_orders is 2: ")
+        assert outcome.profile(name)["steps"] == []
+    assert lab.scm.orders == []
+    assert not [call for call in lab.appliance.server.calls() if "action=create" in call]
+    assert not list((lab.home / "state").glob("profile-*.json"))
+    dry = lab("run", "--dry-run")
+    assert dry.exit_code == 1
+    assert "(3 profiles: a, b, c): failed: 3 orders would be placed" in dry.stdout
+    assert lab("run", "a", "b", "c").exit_code == 0
+    assert len(lab.scm.orders) == 3
+
+
+def test_as_many_orders_as_are_allowed_are_placed(lab: Lab) -> None:
+    fleet(lab, "a", "b", "c")
+    settings(lab, max_orders=2)
+    assert lab("run", "a").exit_code == 0
+    assert lab("run").exit_code == 0
+    assert len(lab.scm.orders) == 3
+
+
+def test_the_fuse_lets_nothing_lapse(lab: Lab) -> None:
+    """What ends in 7 days or less is renewed; what can wait is not."""
+    fleet(lab, "a", "b", "c")
+    assert lab("run").exit_code == 0
+    settings(lab, max_orders=1)
+    start = dt.datetime.now(dt.timezone.utc)
+    with time_machine.travel(start + dt.timedelta(days=150), tick=True):
+        assert lab("renew", "c").exit_code == 0
+    with time_machine.travel(start + dt.timedelta(days=193), tick=True):
+        outcome = lab.json("run")
+        assert [outcome.profile(name)["outcome"] for name in "abc"] == [
+            "renewed",
+            "renewed",
+            "unchanged",
+        ]
+    fleet(lab, "d", "e")
+    with time_machine.travel(start + dt.timedelta(days=194), tick=True):
+        outcome = lab.json("run")
+        assert [outcome.profile(name)["outcome"] for name in "abcde"] == [
+            "unchanged",
+            "unchanged",
+            "unchanged",
+            "failed",
+            "failed",
+        ]
