@@ -34,7 +34,8 @@ The file reads bottom-up: a name is defined before it is used.
 21. Session            one command, from its options to its exit code
 22. Discovery          profiles for the certificates that appliances already have
 23. Checks             what a run would trip over
-24. Commands           options and commands
+24. Setup              questions, tried at once, that end in files
+25. Commands           options and commands
 """
 
 from __future__ import annotations
@@ -4599,6 +4600,11 @@ class AdminApi(RestApi):
         self._channel.log_in()
         self._types = self._types or self._list(self._type_list, "list of types")[0]
 
+    @property
+    def offered(self) -> Sequence[Document]:
+        """The certificate types that SCM offers, once logged in."""
+        return self._types
+
     def prepare(self, profile: Profile) -> None:
         """Log in, and check certificate type, term and key type against what SCM offers."""
         self.log_in()
@@ -8680,7 +8686,15 @@ def ask(question: str, interrupt: Interrupt) -> bool:
 
 def ask_for_agreement(agreement: bytes, interrupt: Interrupt) -> bool:
     click.echo(agreement.decode(errors="replace"))
-    return ask("Do you accept this agreement?", interrupt)
+    interrupt.at_once = True
+    try:
+        kind = click.Choice(["yes", "no", "y", "n"], case_sensitive=False)
+        answer = click.prompt("Accept? (yes, no)", type=kind, show_choices=False)
+    except click.Abort:
+        return False
+    finally:
+        interrupt.at_once = False
+    return str(answer).startswith("y")
 
 
 def not_accepted_text(home: pathlib.Path) -> str:
@@ -9850,7 +9864,504 @@ def examine(session: Session, names: Sequence[str], *, offline: bool) -> None:
         report.console.say(line)
 
 
-# ----- 24. Commands ---------------------------------------------------------------------------
+# ----- 24. Setup ------------------------------------------------------------------------------
+
+SETUP_PARTS = ("scm", "appliance", "profile")
+
+
+def _check_yes_or_no(answer: str) -> str:
+    if answer.lower() not in {"yes", "no"}:
+        raise ValueError("please type yes or no")
+    return answer.lower()
+
+
+class Questions:
+    """Asks on the terminal; a signal, and the end of what is typed, end the program at once."""
+
+    def __init__(self, interrupt: Interrupt, console: Console) -> None:
+        self._interrupt = interrupt
+        self._console = console
+
+    def ask(
+        self, question: str, check: Callable[[str], str], *, default: str = "", example: str = ""
+    ) -> str:
+        """Ask until ``check`` takes the answer, telling what it says (ValueError); return that.
+
+        Enter takes the default.
+        """
+        shown = default or (f"such as {example}" if example else "")
+        prompt = f"{question} [{shown}]: " if shown else f"{question}: "
+        while True:
+            answer = self._read(prompt).strip() or default
+            try:
+                return check(answer)
+            except ValueError as error:
+                self._console.say(f"  {error}")
+
+    def hidden(self, question: str) -> str:
+        while not (answer := self._read(f"{question} [hidden]: ", hide=True)):
+            self._console.say("  must not be empty")
+        return answer
+
+    def agrees(self, question: str) -> bool:
+        """Ask for a yes or a no, in full: neither is the default."""
+        return self.ask(f"{question} (yes, no)", _check_yes_or_no) == "yes"
+
+    def _read(self, prompt: str, *, hide: bool = False) -> str:
+        self._interrupt.at_once = True
+        try:
+            return str(
+                click.prompt(
+                    prompt, default="", show_default=False, hide_input=hide, prompt_suffix=""
+                )
+            )
+        except click.Abort:
+            self._interrupt.signal = self._interrupt.signal or signal.SIGINT
+            raise Interrupted from None
+        finally:
+            self._interrupt.at_once = False
+
+
+class Draft:
+    """A YAML file that is going to be written, with the secrets that it names; a Source.
+
+    It begins with what is there, so that keys which nobody asks for are kept; not with what is
+    still the sample's.
+    """
+
+    def __init__(self, path: pathlib.Path, redactor: Redactor) -> None:
+        self.path = path
+        self.file = str(path)
+        self.notices: list[str] = []
+        self.secrets: dict[str, str] = {}  # by their path, seen from the file's folder
+        self._disk = DiskSource(path, redactor)
+        self._redactor = redactor
+        self.is_sample = False
+        self.document: Document = {}
+        with contextlib.suppress(ValueError):
+            found = self._disk.document() if path.exists() else {}
+            self.document = dict(found) if isinstance(found, dict) else {}
+        for key in [key for key, value in self.document.items() if "your-" in str(value)]:
+            self.is_sample = True
+            del self.document[key]
+
+    def open_to_others(self) -> bool:
+        return False
+
+    def resolve(self, path: str) -> str:
+        return self._disk.resolve(path)
+
+    def resolve_bundle(self, path: str) -> str:
+        return self._disk.resolve_bundle(path)
+
+    def fetch(self, way: str, value: str) -> str:
+        secret = self.secrets.get(value) if way == "file" else None
+        return self._disk.fetch(way, value) if secret is None else secret
+
+    def put(self, place: str, value: object) -> None:
+        """Set a key, or remove it (None); a dot leads into a block."""
+        block, _, key = place.rpartition(".")
+        holder = self.document.setdefault(block, {}) if block else self.document
+        holder[key] = value
+        if value is None:
+            del holder[key]
+
+    def keep_secret(self, name: str, file: str, secret: str) -> None:
+        """Have a secret go to a file of its own, whatever way it was given in before."""
+        for way in secret_keys(name):
+            self.document.pop(way, None)
+        self.document[f"{name}_file"] = file
+        self.secrets[file] = secret
+        self._redactor.add(secret)
+
+    def text(self) -> str:
+        return _yaml(self.document)
+
+    def write(self) -> None:
+        """Write the secrets, then the file: each in one step, for the owner alone."""
+        self.path.parent.mkdir(mode=0o700, exist_ok=True)
+        for file, secret in self.secrets.items():
+            write_private(self.path.parent / file, f"{secret}\n")
+        write_private(self.path, self.text())
+
+
+Parse = Callable[[Draft, list[str]], object]
+"""Reads a draft as the program would; what is wrong is added to the list."""
+
+
+def _parse_scm_draft(draft: Draft, problems: list[str]) -> ScmConfig:
+    return parse_scm(draft.document, draft, problems)
+
+
+def _parse_appliance_draft(draft: Draft, problems: list[str]) -> Appliance:
+    return parse_appliance(Section(draft.document, draft, problems))
+
+
+def _take(draft: Draft, parse: Parse, place: str, value: object) -> None:
+    """Put a value into a draft; ValueError says what is wrong with it there."""
+    draft.put(place, value)
+    problems: list[str] = []
+    parse(draft, problems)
+    start = f"{draft.file}: {place}"
+    for problem in problems:
+        if problem.startswith(start):
+            raise ValueError(problem.removeprefix(f"{draft.file}: "))
+
+
+def _take_answer(
+    draft: Draft, parse: Parse, place: str, convert: Callable[[str], object], answer: str
+) -> str:
+    if not answer:
+        raise ValueError("must not be empty")
+    _take(draft, parse, place, convert(answer))
+    return answer
+
+
+def _taker(
+    draft: Draft, parse: Parse, place: str, convert: Callable[[str], object] = str
+) -> Callable[[str], str]:
+    """Return a check that puts an answer into a draft."""
+    return functools.partial(_take_answer, draft, parse, place, convert)
+
+
+def _as_number(answer: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", answer):
+        raise ValueError("must be a whole number")
+    return int(answer)
+
+
+def _as_list(answer: str) -> list[str]:
+    return [part.strip() for part in answer.split(",") if part.strip()]
+
+
+def _as_hosts(answer: str) -> object:
+    hosts = _as_list(answer)
+    return hosts if len(hosts) > 1 else answer
+
+
+def _check_stem(answer: str) -> str:
+    if not answer or _file_name(answer) != answer:
+        raise ValueError("must begin with a letter or digit, and hold only those and . _ -")
+    return answer
+
+
+def _check_choice(choices: Sequence[str], answer: str) -> str:
+    if answer not in choices:
+        raise ValueError(f"must be one of {', '.join(choices)}")
+    return answer
+
+
+def _check_numbers(most: int, answer: str) -> str:
+    numbers = _as_list(answer)
+    if not numbers or not all(each.isascii() and each.isdigit() for each in numbers):
+        raise ValueError("must be numbers from the list, separated by commas")
+    if not all(1 <= int(each) <= most for each in numbers) or len(set(numbers)) < len(numbers):
+        raise ValueError(f"must be different numbers from 1 to {most}")
+    return answer
+
+
+class Setup:
+    """Asks for what an installation needs, tries each answer, and writes it down at the end."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._console = session.report.console
+        self._home = session.home
+        self._ask = Questions(session.context.interrupt, self._console)
+        self._drafts: list[Draft] = []
+        self._appliances: dict[str, Appliance] = {}
+        self.profiles: list[str] = []
+
+    def missing(self) -> list[str]:
+        """Return which parts an installation lacks."""
+        config, _ = self._home.load_scm()
+        has_appliance = bool(self._home.sites([])[0])
+        has_profile = bool(self._home.profile_files([]))
+        found = {"scm": config is not None, "appliance": has_appliance, "profile": has_profile}
+        return [part for part, is_there in found.items() if not is_there]
+
+    def fill_in(self, part: str) -> None:
+        parts = {"scm": self._scm, "appliance": self._appliance, "profile": self._profile}
+        parts[part]()
+
+    # SCM
+
+    def _scm(self) -> None:
+        draft = self._draft("scm.yaml")
+        api = draft.document.get("api", "enrollment")
+        take = functools.partial(_taker, draft, _parse_scm_draft)
+        self._ask.ask("API (enrollment, admin)", take("api"), default=str(api))
+        is_admin = draft.document["api"] == "admin"
+        for key in ("customer_uri", "login", *secret_keys("password")):
+            draft.document.pop(key, None)  # a login, beside which there is no client
+        for key in () if is_admin else ("org_id", "cert_type", "term"):
+            draft.document.pop(key, None)
+        example = "https://admin.enterprise.sectigo.com" if is_admin else "https://cert-manager.com"
+        known = str(draft.document.get("url", ""))
+        check = functools.partial(self._try_scm_address, draft)
+        self._ask.ask("URL", check, default=known, example=example)
+        while not self._try_scm_login(draft):
+            pass
+        if is_admin:
+            self._offer(draft)
+
+    def _try_scm_address(self, draft: Draft, answer: str) -> str:
+        """Take the address of SCM where somebody answers there who is trusted."""
+        _take_answer(draft, _parse_scm_draft, "url", str, answer)
+        config = _parse_scm_draft(draft, [])
+        proxy = functools.partial(proxy_to, configured=config.proxy)
+        transport = Transport("SCM", config.tls, config.timeout, self._context(), proxy)
+        try:
+            transport.send("GET", config.url, repeatable=False, headers={})
+        except AgentError as error:
+            raise ValueError(error.message) from None
+        finally:
+            transport.close()
+        return answer
+
+    def _try_scm_login(self, draft: Draft) -> bool:
+        known = str(draft.document.get("client_id", ""))
+        take = _taker(draft, _parse_scm_draft, "client_id")
+        self._ask.ask("Client ID", take, default=known, example="the ID that SCM shows")
+        draft.keep_secret("client_secret", "client_secret", self._ask.hidden("Client secret"))
+        config = dataclasses.replace(_parse_scm_draft(draft, []), api="enrollment")  # token only
+        return self._is_well(lambda: self._connect(config).log_in())
+
+    def _offer(self, draft: Draft) -> None:
+        """Ask for what the Admin API orders by; type and term are chosen from what it offers."""
+        take = functools.partial(_taker, draft, _parse_scm_draft)
+        types: list[Document] = []
+        while not types:
+            known = str(draft.document.get("org_id", ""))
+            check = take("org_id", _as_number)
+            self._ask.ask("Organization ID", check, default=known, example="1234")
+            config = _parse_scm_draft(draft, [])
+            scm = AdminApi(config, Tokens(config, self._session.redactor), self._context())
+            if self._is_well(scm.log_in):
+                types = list(scm.offered)
+        terms = {str(each.get("id")): list(map(str, each.get("terms") or ())) for each in types}
+        for each in types:
+            number = str(each.get("id"))
+            self._console.say(f"  {number}  {each.get('name')} ({', '.join(terms[number])} days)")
+        check = functools.partial(_check_choice, list(terms))
+        number = self._ask.ask("Certificate type", check, default=next(iter(terms)))
+        check = functools.partial(_check_choice, terms[number])
+        term = self._ask.ask("Term", check, default=next(iter(terms[number]), ""))
+        draft.document |= {"cert_type": int(number), "term": int(term)}
+
+    def _connect(self, config: ScmConfig) -> Sectigo:
+        return connect_to_scm(config, Tokens(config, self._session.redactor), self._context())
+
+    # An appliance
+
+    def _appliance(self) -> None:
+        name = self._ask.ask("Name", _check_stem, default="ns1")
+        draft = self._draft(f"appliances/{name}.yaml")
+        known = draft.document.get("host", "")
+        hosts = ",".join(known) if isinstance(known, list) else str(known)
+        check = functools.partial(self._try_hosts, draft)
+        while True:
+            self._ask.ask("Host", check, default=hosts, example="ns1.example.com")
+            if self._try_account(name, draft):
+                break
+        self._appliances[name] = _parse_appliance_draft(draft, [])
+
+    def _try_hosts(self, draft: Draft, answer: str) -> str:
+        _take_answer(draft, _parse_appliance_draft, "host", _as_hosts, answer)
+        pinned = False
+        for host in _parse_appliance_draft(draft, []).hosts:
+            if error := self._distrust(draft, host):
+                if pinned:
+                    text = "presents another certificate: have ca_bundle name the CA of both nodes"
+                    raise ValueError(f"{host} {text}")
+                self._pin(draft, host, error)
+                pinned = True
+        return answer
+
+    def _distrust(self, draft: Draft, host: str) -> TransportError | None:
+        """Reach an appliance; return why it is not trusted, or nothing. ValueError: unreachable."""
+        tls = _parse_appliance_draft(draft, []).tls
+        transport = Transport(host, tls, 30, self._context())
+        try:
+            url = f"https://{host}/nitro/v1/config/nsversion"
+            transport.send("GET", url, repeatable=False, headers={})
+        except TransportError as error:
+            if error.kind != "untrusted":
+                raise ValueError(error.message) from None
+            return error
+        finally:
+            transport.close()
+        return None
+
+    def _pin(self, draft: Draft, host: str, error: TransportError) -> None:
+        """Show what an appliance presents, and pin it where that is wished, as ssh does."""
+        try:
+            address, interrupt = split_host_port(host, 443), self._session.context.interrupt
+            presented = presented_certificate(address, None, "", interrupt)
+        except OSError:
+            raise ValueError(error.message) from None
+        words = fingerprint_in_words(presented)
+        self._console.say(f"  {host} presents a certificate that is not trusted. Its SHA-256 is")
+        self._console.say(f"  {words}")
+        if not self._ask.agrees("Trust this certificate?"):
+            raise ValueError("give another host, or have ca_bundle name the PEM file of its CA")
+        for key in ("ca_bundle", "verify"):
+            draft.document.pop(key, None)
+        draft.document["fingerprint"] = words
+
+    def _try_account(self, name: str, draft: Draft) -> bool:
+        """Log in; ask again where that is refused. Return whether a run could begin there."""
+        while True:
+            known = str(draft.document.get("username", ""))
+            take = _taker(draft, _parse_appliance_draft, "username")
+            self._ask.ask("User name", take, default=known, example="citrixagent")
+            draft.keep_secret("password", f"../{name}_password", self._ask.hidden("Password"))
+            try:
+                self._look(_parse_appliance_draft(draft, []))
+            except AgentError as error:
+                self._console.say(f"  {error.message}")
+                if error.kind != "auth":
+                    return False
+            else:
+                return True
+
+    def _look(self, appliance: Appliance) -> list[tuple[VirtualServerRow, str, str]]:
+        """Log in as a run would; return the virtual servers that end TLS, and what they hold."""
+        view = View(appliance, self._context())
+        found: list[tuple[VirtualServerRow, str, str]] = []
+        try:
+            view.open()
+            bound = [each for name in view.certkeys for each in view.bindings_of(name)]
+            for kind in VIRTUAL_SERVER_KINDS:
+                with contextlib.suppress(NitroError):  # what may not be looked at is not offered
+                    for name, row in view.client.virtual_servers(kind).items():
+                        held = [each.certkey for each in bound if each.virtual_server == name]
+                        found += [(row, kind, _listed(held))] if row.ends_tls() else []
+        finally:
+            view.close()
+        return found
+
+    # A profile
+
+    def _profile(self) -> None:
+        for site in self._home.sites([])[0]:
+            if isinstance(site.citrix, str):
+                self._appliances.setdefault(site.name, site.appliance)
+        if not self._appliances:
+            text = "no appliance is described: run citrixagent.py configure appliance"
+            raise AgentError("config", text)
+        name = next(iter(self._appliances))
+        if len(self._appliances) > 1:
+            self._console.say(f"  {', '.join(self._appliances)}")
+            check = functools.partial(_check_choice, list(self._appliances))
+            name = self._ask.ask("Appliance", check, default=name)
+        draft = Draft(self._home.path / "profiles" / "new.yaml", self._session.redactor)
+        draft.document = {"citrix": name, "virtual_servers": self._choose_servers(name)}
+        self._describe(draft)
+        stem = _file_name(
+            str(draft.document["certificate"]["common_name"]).replace("*", "wildcard")
+        )
+        stem = self._ask.ask("Profile name", _check_stem, default=stem)
+        written = self._draft(f"profiles/{stem}.yaml")
+        kept = {key: value for key, value in written.document.items() if key not in draft.document}
+        written.document = draft.document | kept
+        self.profiles.append(stem)
+
+    def _choose_servers(self, name: str) -> list[Document]:
+        rows = self._look(self._appliances[name])
+        if not rows:
+            text = f"{name} has no virtual server that ends TLS: add one there, of type SSL"
+            raise AgentError("appliance", text)
+        for number, (row, kind, held) in enumerate(rows, 1):
+            text = f"{row.name}  {kind}  {row.address}:{row.port}  certkeys: {held}"
+            self._console.say(f"  {number}  {text}")
+        check = functools.partial(_check_numbers, len(rows))
+        answer = self._ask.ask("Virtual servers", check, default="1")
+        chosen = [rows[int(number) - 1] for number in _as_list(answer)]
+        return [{"name": row.name, "type": kind} for row, kind, _ in chosen]
+
+    def _describe(self, draft: Draft) -> None:
+        take = functools.partial(_taker, draft, self._parse_profile)
+        self._ask.ask("Common name", take("certificate.common_name"), example="www.example.com")
+        others = functools.partial(self._take_others, draft)
+        self._ask.ask("Other names", others, example="example.com, 192.0.2.10; Enter for none")
+        usual = self._usual(draft)
+        examples = {"organization": "Example Ltd", "state": "England", "country": "GB"}
+        for key, example in examples.items():
+            known = str(getattr(usual, key))
+            check = take(f"certificate.{key}")
+            self._ask.ask(key.capitalize(), check, default=known, example=example)
+        self._console.say(f"  {', '.join(KEY_TYPES)}")
+        self._ask.ask("Key type", take("certificate.key_type"), default=KEY_TYPES[0])
+
+    def _take_others(self, draft: Draft, answer: str) -> str:
+        place = "certificate.subject_alternative_names"
+        _take(draft, self._parse_profile, place, _as_list(answer))
+        if not answer:
+            draft.put(place, None)
+        return answer
+
+    def _usual(self, draft: Draft) -> Subject:
+        """Return the subject that agent.yaml gives, or else that of another profile."""
+        own = self._parse_profile(draft, []).subject
+        others = self._home.load_profiles(self._home.profile_files([])).profiles
+        return own if own.organization or not others else others[0].subject
+
+    def _parse_profile(self, draft: Draft, problems: list[str]) -> Profile:
+        root = Section(draft.document, draft, problems, below=self._home.defaults(problems))
+        return parse_profile("new", root, lambda name, _problems: self._appliances[name], problems)
+
+    # Both ends
+
+    def write(self) -> bool:
+        """Show each file and write it where that is wished; return whether any was written."""
+        written = False
+        for draft in self._drafts:
+            self._console.say(f"\n{draft.path}:\n{draft.text()}")
+            for file in draft.secrets:
+                self._console.say(f"The secret goes to {(draft.path.parent / file).resolve()}")
+            if draft.is_sample or self._ask.agrees(f"Write {draft.path}?"):
+                draft.write()
+                written = True
+        return written
+
+    def _draft(self, path: str) -> Draft:
+        draft = Draft(self._home.path / path, self._session.redactor)
+        self._drafts.append(draft)
+        return draft
+
+    def _context(self) -> Context:
+        """Return what a single try needs: a server that was down a minute ago is tried again."""
+        return Context(self._session.context.interrupt, self._session.redactor)
+
+    def _is_well(self, do: Callable[[], None]) -> bool:
+        try:
+            do()
+        except AgentError as error:
+            self._console.say(f"  {error.message}")
+            return False
+        return True
+
+
+def configure(session: Session, part: str | None) -> None:
+    """Ask for a part, or for all that is missing; then check what was written."""
+    _, problems = session.home.load_settings()
+    if problems:
+        raise AgentError("config", "\n".join(problems))
+    setup = Setup(session)
+    parts = [part] if part else setup.missing()
+    if not parts:
+        session.report.console.say("Nothing is missing: configure scm, appliance or profile.")
+    for each in parts:
+        setup.fill_in(each)
+    written = setup.write()
+    session.home = Home(session.app.home, session.redactor)  # what is on disk now
+    if written:
+        names = [path.stem for path in session.home.profile_files([])]
+        examine(session, [name for name in setup.profiles if name in names], offline=False)
+
+
+# ----- 25. Commands ---------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -10473,6 +10984,22 @@ def discover_command(app: App, appliances: tuple[str, ...], write: bool, as_json
     """
     session = Session(app, "discover", as_json=as_json)
     session.run(lambda s: discover(s, appliances, write=write))
+
+
+@main.command("configure")
+@click.argument("part", required=False, type=click.Choice(SETUP_PARTS), metavar="[PART]")
+@click.pass_obj
+def configure_command(app: App, part: str | None) -> None:
+    """Ask for what is needed, try it, write it down, check it.
+
+    PART is scm, appliance or profile; without it, what is missing is asked for.
+    """
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
+        raise click.UsageError("configure asks questions: it needs a terminal")
+    with contextlib.suppress(OSError):  # told when the folder is needed
+        app.home.mkdir(mode=0o700, exist_ok=True)
+    session = Session(app, "configure", as_json=False)
+    session.run(lambda s: configure(s, part))
 
 
 @main.command("check")

@@ -182,7 +182,7 @@ def test_the_agreement_is_recorded_as_it_stands_on_disk(lab: Lab, tmp_path: path
 def test_a_signal_ends_the_question(
     stranger: Lab, command: list[str], number: int, code: int
 ) -> None:
-    question = "Do you accept this agreement?"
+    question = "Accept? (yes, no)"
     assert on_a_terminal(stranger, "", *command, sent=(question, number))[0] == code
     assert stranger("list").exit_code == 6
 

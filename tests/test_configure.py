@@ -1,0 +1,344 @@
+"""`configure` on a terminal: from nothing to a bound certificate, with wrong turns on the way."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import stat
+import sys
+import time
+from collections.abc import Iterator
+
+import pexpect
+import pytest
+import yaml
+from conftest import CLIENT_SECRET, PASSWORD, PROGRAM, Lab
+from simulators.netscaler import NetScaler
+from simulators.scm import Scm
+
+TRUSTED = ("token_url", "ca_bundle")  # no question asks for them: they are kept
+
+
+class Terminal:
+    """The program on a terminal of 80 columns."""
+
+    def __init__(self, home: pathlib.Path, *arguments: str) -> None:
+        command = [str(PROGRAM), "--home", str(home), *arguments]
+        environment = {"TERM": "xterm", "PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+        self.child = pexpect.spawn(
+            sys.executable,
+            command,
+            env=environment,
+            dimensions=(24, 80),
+            timeout=40,
+            encoding="utf-8",
+        )
+        self.shown = ""
+
+    def see(self, text: str) -> None:
+        self.child.expect_exact(text)
+        self._note()
+
+    def number_of(self, name: str) -> str:
+        """Return the number that a list has for a virtual server."""
+        self.child.expect(rf"(\d+)  {name} ")
+        found = self.child.match
+        assert isinstance(found, re.Match)
+        return str(found[1])
+
+    def _note(self) -> None:
+        self.shown += str(self.child.before)
+
+    def answer(self, question: str, answer: str) -> None:
+        self.see(question)
+        self.child.sendline(answer)
+
+    def end(self) -> int:
+        self.child.expect(pexpect.EOF)
+        self._note()
+        self.child.close()
+        assert self.child.exitstatus is not None
+        return self.child.exitstatus
+
+    def interrupt(self) -> int:
+        time.sleep(0.5)  # a signal just before the read is seen only after it
+        self.child.sendintr()
+        return self.end()
+
+
+@pytest.fixture
+def new(tmp_path: pathlib.Path) -> Iterator[Lab]:
+    """An appliance and an SCM, and a folder with what no question asks for."""
+    with NetScaler() as appliance, Scm() as scm:
+        scm.issue_after = 0
+        appliance.add_virtual_server("vs_www", "load_balancing")
+        appliance.add_virtual_server("vs_api", "content_switching")
+        lab = Lab(tmp_path, appliance, scm)
+        (lab.home / "profiles").rmdir()
+        lab.write_yaml("scm.yaml", {"token_url": scm.token_url, "ca_bundle": "ca.pem"})
+        yield lab
+        lab.check_secrets()
+        assert not appliance.sessions
+
+
+def accept(terminal: Terminal) -> None:
+    terminal.answer("Accept? (yes, no)", "yes")
+
+
+def answer_scm(terminal: Terminal, lab: Lab) -> None:
+    terminal.answer("API (enrollment, admin) [enrollment]: ", "")
+    terminal.answer("URL [such as https://", lab.scm.url)
+    terminal.answer("Client ID [", "client")
+    terminal.answer("Client secret [hidden]: ", CLIENT_SECRET)
+
+
+def answer_appliance(terminal: Terminal, lab: Lab) -> None:
+    terminal.answer("Name [ns1]: ", "")
+    terminal.answer("Host [such as ", lab.appliance.host)
+    terminal.see(lab.appliance.server.fingerprint)
+    terminal.answer("Trust this certificate? (yes, no): ", "yes")
+    terminal.answer("User name [such as citrixagent]: ", "citrixagent")
+    terminal.answer("Password [hidden]: ", PASSWORD)
+
+
+def answer_profile(terminal: Terminal) -> None:
+    first, second = terminal.number_of("vs_www"), terminal.number_of("vs_api")
+    terminal.answer("Virtual servers [1]: ", f"{first},{second}")
+    terminal.answer("Common name [such as www.example.com]: ", "www.example.com")
+    terminal.answer("Other names [", "example.com, 192.0.2.10")
+    terminal.answer("Organization [", "Example Ltd")
+    terminal.answer("State [", "England")
+    terminal.answer("Country [", "GB")
+    terminal.answer("Key type [RSA-2048]: ", "ECDSA-P256")
+    terminal.answer("Profile name [www.example.com]: ", "www")
+
+
+def write(terminal: Terminal, *files: str) -> None:
+    for file in files:
+        terminal.answer(f"{file}? (yes, no): ", "yes")
+
+
+def test_from_nothing_to_the_first_bound_certificate(new: Lab) -> None:
+    terminal = Terminal(new.home, "configure")
+    accept(terminal)
+    answer_scm(terminal, new)
+    answer_appliance(terminal, new)
+    answer_profile(terminal)
+    write(terminal, "scm.yaml", "appliances/ns1.yaml", "profiles/www.yaml")
+    assert terminal.end() == 0
+    assert CLIENT_SECRET not in terminal.shown
+    assert PASSWORD not in terminal.shown
+    assert "0 FAIL" in terminal.shown.splitlines()[-1]
+    assert yaml.safe_load((new.home / "scm.yaml").read_text()) == {
+        "token_url": new.scm.token_url,
+        "ca_bundle": "ca.pem",
+        "api": "enrollment",
+        "url": new.scm.url,
+        "client_id": "client",
+        "client_secret_file": "client_secret",
+    }
+    assert yaml.safe_load((new.home / "appliances" / "ns1.yaml").read_text()) == {
+        "host": new.appliance.host,
+        "fingerprint": new.appliance.server.fingerprint,
+        "username": "citrixagent",
+        "password_file": "../ns1_password",
+    }
+    profile = yaml.safe_load((new.home / "profiles" / "www.yaml").read_text())
+    assert profile["citrix"] == "ns1"
+    assert [server["type"] for server in profile["virtual_servers"]] == [
+        "load_balancing",
+        "content_switching",
+    ]
+    for file in ("client_secret", "ns1_password", "scm.yaml", "profiles/www.yaml"):
+        assert stat.S_IMODE((new.home / file).stat().st_mode) == 0o600
+    assert (new.home / "client_secret").read_text() == f"{CLIENT_SECRET}\n"
+    assert new.scm.orders == []
+    assert new("run").exit_code == 0
+    assert new.appliance.virtual_servers["vs_api"].handshake()
+    assert new("check").exit_code == 0
+
+
+def test_a_wrong_answer_is_asked_for_again(new: Lab) -> None:
+    """Address, secret, certificate, password, country: each is told at once."""
+    terminal = Terminal(new.home, "configure")
+    terminal.answer("Accept? (yes, no)", "what")
+    terminal.answer("Accept? (yes, no)", "yes")
+    terminal.answer("API (enrollment, admin) [enrollment]: ", "enrolment")
+    terminal.see("must be one of")
+    terminal.answer("API (enrollment, admin) [enrollment]: ", "")
+    terminal.answer("URL [", "http://scm.example.com")
+    terminal.see("must start with https://")
+    terminal.answer("URL [", "https://127.0.0.1:1")
+    terminal.see("check its address")
+    terminal.answer("URL [", new.scm.url)
+    terminal.answer("Client ID [", "client")
+    terminal.answer("Client secret [hidden]: ", "wrong-secret")
+    terminal.see("SCM refused the login")
+    terminal.answer("Client ID [client]: ", "")
+    terminal.answer("Client secret [hidden]: ", CLIENT_SECRET)
+    terminal.answer("Name [ns1]: ", "../x")
+    terminal.answer("Name [ns1]: ", "")
+    terminal.answer("Host [", "127.0.0.1:1")
+    terminal.see("check its address")
+    terminal.answer("Host [", new.appliance.host)
+    terminal.answer("Trust this certificate? (yes, no): ", "no")
+    terminal.answer("Host [", new.appliance.host)
+    terminal.answer("Trust this certificate? (yes, no): ", "maybe")
+    terminal.answer("Trust this certificate? (yes, no): ", "yes")
+    terminal.answer("User name [", "citrixagent")
+    terminal.answer("Password [hidden]: ", "wrong-password")
+    terminal.see("login")
+    terminal.answer("User name [citrixagent]: ", "")
+    terminal.answer("Password [hidden]: ", PASSWORD)
+    number = terminal.number_of("vs_www")
+    terminal.answer("Virtual servers [1]: ", "99")
+    terminal.see("from 1 to ")
+    terminal.answer("Virtual servers [1]: ", number)
+    terminal.answer("Common name [", "")
+    terminal.see("must not be empty")
+    terminal.answer("Common name [", "www example")
+    terminal.answer("Common name [", "www.example.com")
+    terminal.answer("Other names [", "a b")
+    terminal.answer("Other names [", "")
+    terminal.answer("Organization [", "Example Ltd")
+    terminal.answer("State [", "England")
+    terminal.answer("Country [", "England")
+    terminal.see("two letters")
+    terminal.answer("Country [", "GB")
+    terminal.answer("Key type [RSA-2048]: ", "")
+    terminal.answer("Profile name [www.example.com]: ", "")
+    write(terminal, "scm.yaml", "appliances/ns1.yaml", "profiles/www.example.com.yaml")
+    assert terminal.end() == 0
+    assert new("check").exit_code == 0
+    assert new.appliance.failed_logins == 1
+    profile = yaml.safe_load((new.home / "profiles" / "www.example.com.yaml").read_text())
+    assert "subject_alternative_names" not in profile["certificate"]
+
+
+QUESTIONS = ["Accept?", "URL [", "Client secret", "Trust this", "Password", "Country", "scm.yaml?"]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_an_interruption_leaves_no_half_written_file(new: Lab, question: str) -> None:
+    before = {path: path.read_bytes() for path in new.home.glob("*.*")}
+    terminal = Terminal(new.home, "configure")
+    steps = {"Accept?": 0, "URL [": 1, "Client secret": 1, "Trust this": 2, "Password": 2}
+    reached = steps.get(question, 3)
+    if reached > 0:
+        accept(terminal)
+    if reached > 1:
+        answer_scm(terminal, new)
+    if reached > 2:
+        answer_appliance(terminal, new)
+    if question == "scm.yaml?":
+        answer_profile(terminal)
+    if question == "Country":
+        for label, text in (("Virtual servers", ""), ("Common name", "www.example.com")):
+            terminal.answer(f"{label} [", text)
+        for label, text in (("Other names", ""), ("Organization", "O"), ("State", "S")):
+            terminal.answer(f"{label} [", text)
+    if question in {"URL [", "Client secret"}:
+        terminal.answer("API (", "")
+    if question == "Client secret":
+        terminal.answer("URL [", new.scm.url)
+        terminal.answer("Client ID [", "client")
+    if question in {"Trust this", "Password"}:
+        terminal.answer("Name [", "")
+        terminal.answer("Host [", new.appliance.host)
+    if question == "Password":
+        terminal.answer("Trust this certificate? (yes, no): ", "yes")
+        terminal.answer("User name [", "citrixagent")
+    terminal.see(question)
+    assert terminal.interrupt() == 130
+    assert "Traceback" not in terminal.shown
+    assert {path: path.read_bytes() for path in new.home.glob("*.*")} == before
+    assert not (new.home / "appliances").exists()
+    assert not (new.home / "profiles").exists()
+
+
+def test_what_is_there_is_kept_unless_it_is_to_be_overwritten(new: Lab) -> None:
+    new.accept()
+    new.write_scm(timeout=7, check_revocation=False)
+    before = (new.home / "scm.yaml").read_bytes()
+    for word in ("no", "yes"):
+        terminal = Terminal(new.home, "configure", "scm")
+        terminal.answer("API (enrollment, admin) [enrollment]: ", "")
+        terminal.answer(f"URL [{new.scm.url}]: ", "")
+        terminal.answer("Client ID [client]: ", "")
+        terminal.answer("Client secret [hidden]: ", CLIENT_SECRET)
+        terminal.answer("scm.yaml? (yes, no): ", word)
+        assert terminal.end() == 0
+        assert ((new.home / "scm.yaml").read_bytes() == before) is (word == "no")
+        assert (new.home / "client_secret").exists() is (word == "yes")
+    written = yaml.safe_load((new.home / "scm.yaml").read_text())
+    assert (written["timeout"], written["check_revocation"]) == (7, False)
+    assert "client_secret" not in written
+
+
+def test_the_sample_is_overwritten_without_asking(new: Lab) -> None:
+    new.accept()
+    sample = (PROGRAM.parent / "scm.yaml").read_text()
+    new.write("scm.yaml", f"{sample}\ntoken_url: {new.scm.token_url}\nca_bundle: ca.pem\n")
+    terminal = Terminal(new.home, "configure", "scm")
+    answer_scm(terminal, new)
+    assert terminal.end() == 0
+    written = yaml.safe_load((new.home / "scm.yaml").read_text())
+    assert written["client_id"] == "client"
+    assert written["client_secret_file"] == "client_secret"
+
+
+def test_the_admin_api_offers_its_types_and_terms(new: Lab) -> None:
+    new.accept()
+    new.scm.admin.add_client("client", CLIENT_SECRET)
+    terminal = Terminal(new.home, "configure", "scm")
+    terminal.answer("API (enrollment, admin) [enrollment]: ", "admin")
+    terminal.answer("URL [such as https://", new.scm.url)
+    terminal.answer("Client ID [", "client")
+    terminal.answer("Client secret [hidden]: ", CLIENT_SECRET)
+    terminal.answer("Organization ID [such as 1234]: ", "77")
+    terminal.answer("Organization ID [77]: ", "1")
+    terminal.answer("Certificate type [2]: ", "9")
+    terminal.answer("Certificate type [2]: ", "")
+    terminal.answer("Term [199]: ", "99")
+    terminal.answer("scm.yaml? (yes, no): ", "yes")
+    assert terminal.end() == 0
+    written = yaml.safe_load((new.home / "scm.yaml").read_text())
+    assert (written["org_id"], written["cert_type"], written["term"]) == (1, 2, 99)
+    new.scm.add_client("client", CLIENT_SECRET)
+
+
+def test_a_second_appliance_and_a_profile_there(new: Lab) -> None:
+    """Where there are several, the profile's is asked for; what others say is the default."""
+    new.accept()
+    new.write_scm()
+    new.write_profile("one", citrix=new.citrix())
+    new.write("ns1_password", PASSWORD)
+    for name in ("ns1", "ns2"):
+        block = new.citrix(password=None, password_file="../ns1_password")
+        new.write_yaml(f"appliances/{name}.yaml", block | {"host": new.appliance.host})
+        (new.home / "appliances" / f"{name}.yaml").chmod(0o600)
+    with NetScaler() as second:
+        second.add_user("citrixagent", PASSWORD)
+        second.add_virtual_server("vs_two", "gateway")
+        block = new.citrix(password=None, password_file="../ns1_password", host=second.host)
+        new.write_yaml("appliances/ns2.yaml", block)
+        terminal = Terminal(new.home, "configure", "profile")
+        terminal.answer("Appliance [ns1]: ", "ns3")
+        terminal.answer("Appliance [ns1]: ", "ns2")
+        terminal.answer("Virtual servers [1]: ", terminal.number_of("vs_two"))
+        terminal.answer("Common name [", "*.example.com")
+        terminal.answer("Other names [", "")
+        for question in ("Organization [Example Ltd]", "State [England]", "Country [GB]"):
+            terminal.answer(question, "")
+        terminal.answer("Key type [RSA-2048]: ", "")
+        terminal.answer("Profile name [wildcard.example.com]: ", "")
+        write(terminal, "profiles/wildcard.example.com.yaml")
+        assert terminal.end() == 0
+        assert not second.sessions
+
+
+def test_configure_needs_a_terminal(new: Lab) -> None:
+    outcome = new("configure")
+    assert outcome.exit_code == 2
+    assert "needs a terminal" in outcome.stderr
