@@ -3324,6 +3324,7 @@ _CROWDED = frozenset({445, 446})
 _BUSY = frozenset({293, 1461, 3591})
 _CLUSTER_NODE = frozenset({1044, 1065, 1203})
 _FILE_MISSING = frozenset({1632, 1639, 1647})
+_CERTIFICATE_REFUSED = frozenset({1536, 1537, 1538, 1547, 3628, 3827})
 _PAGE, _ROUND = 1000, 25  # rows
 _PAGES, _ROWS = 1000, 100_000  # of one list
 _LIST_PATIENCE = 10  # requests that take all of their time, for one list
@@ -3997,6 +3998,11 @@ class NetScaler:
             self.warnings.append(f"{text} {self.peer}: look at that node")
             return data or {}
         raise self._error(code, message, answer.status, asked)
+
+    def take_warnings(self) -> list[str]:
+        """Return what is to be told of the writes since the last time."""
+        taken, self.warnings = self.warnings, []
+        return taken
 
     @property
     def peer(self) -> str:
@@ -5621,6 +5627,7 @@ class View:
         self._virtual_servers: dict[str, dict[str, VirtualServerRow]] = {}
         self._is_cluster: bool | None = None
         self._is_synced = False
+        self.lacks_files = False  # another node did not get them in this run
 
     def open(self, *, standby: bool = False) -> None:
         """Log in to the primary and read what all profiles need; ``standby``: any node will do.
@@ -5659,6 +5666,10 @@ class View:
 
     def files_changed(self) -> None:
         self._is_synced = False
+
+    def do_without_sync(self) -> None:
+        """Leave the other nodes without the files that are there now."""
+        self._is_synced = self.lacks_files = True
 
     def sync(self) -> None:
         """Have the other nodes of a pair or cluster get the files, where they may lack one."""
@@ -6030,6 +6041,24 @@ class Job:
     def client(self) -> NetScaler:
         return self.view.client
 
+    def sync(self) -> None:
+        """Have the other nodes get the files; where time is short, none of them stops anything."""
+        try:
+            self.view.sync()
+        except AgentError as error:
+            row = self.view.certkeys.get(self.profile.certkey)
+            held = known_certificate(self.memory.record, row) or from_row(row) if row else None
+            if error.kind == "standby" or not (held and lapses(held, utc_now())):
+                raise
+            self.view.do_without_sync()
+            why = f"{error.detail}, NITRO {error.code}" if isinstance(error, NitroError) else error
+            text = (
+                f"{self.client.peer} did not get the files ({why}); it was gone on without it, "
+                f"because what is installed ends at {iso(held.not_after)}: look at that node"
+            )
+            if text not in self.result.warnings:
+                self.result.warnings.append(text)
+
     def delete_litter(self) -> None:
         """Delete the files of ours that neither this nor the last generation needs."""
         record = self.memory.record
@@ -6044,6 +6073,18 @@ class Job:
                 self.result.warnings.append(f"{file} was not deleted: {error.message}")
                 left.append(file)
         self.memory.keep(dataclasses.replace(record, litter=tuple(left)))
+
+
+_MOST_NAMES = 5  # that are tried for a key file, where others are taken
+
+
+def _may_end_differently(error: AgentError, *, key_lost: bool) -> bool:
+    """Tell whether another certificate might fare better than the one that was ordered."""
+    if isinstance(error, NitroError):
+        return key_lost or error.code in _CERTIFICATE_REFUSED
+    if isinstance(error, ScmError):
+        return error.code is not None
+    return error.kind == "mismatch"
 
 
 class Ordering:
@@ -6078,15 +6119,11 @@ class Ordering:
 
     def new_change(self, plan: Plan, action: Action) -> Change:
         """Return a change that orders, with file names that nothing remembered uses."""
-        profile, now = self._profile, utc_now()
-        used = " ".join(self._remembered_files())
-        while (stem := file_stem(profile.certkey, profile.appliance.ssl_directory, now)) in used:
-            now += dt.timedelta(seconds=1)
-        intent = self._job.run.intent
+        profile, intent, stem = self._profile, self._job.run.intent, self._stem()
         return Change(
             outcome=plan.outcome,
             reason=plan.reason,
-            started=iso(now),
+            started=iso(utc_now()),
             new=Generation(f"{stem}.key", f"{stem}.crt", profile.names, profile.key_type),
             order=Order(
                 action,
@@ -6097,6 +6134,14 @@ class Ordering:
             ),
             take_over=intent.force,
         )
+
+    def _stem(self, *tried: str) -> str:
+        """Return how the names of a change's files begin; whatever the clock says, it is new."""
+        profile, now = self._profile, utc_now()
+        used = " ".join([*self._remembered_files(), *tried])
+        while (stem := file_stem(profile.certkey, profile.appliance.ssl_directory, now)) in used:
+            now += dt.timedelta(seconds=1)
+        return stem
 
     def _before(self) -> str | None:
         """Return the id at SCM of what a new order renews or replaces."""
@@ -6125,14 +6170,31 @@ class Ordering:
             self._memory.keep(place_order(self._record, found))
 
     def create_key(self) -> None:
-        new = self._change.new
+        """Have a key made; a file of that name that somebody else has is left alone."""
+        tried: list[str] = []
         self._memory.keep(self._record)  # the file's name, before there is a file
+        while not self._made_key(is_last=len(tried) == _MOST_NAMES):
+            tried.append(self._change.new.key_file)
+            self._rename(self._stem(*tried))
+        self._view.files_changed()
+        self._memory.keep(changing(self._record, key_created=True))
+
+    def _made_key(self, *, is_last: bool) -> bool:
+        """Have a key made under the name that is on record; False where that name is taken."""
+        new = self._change.new
         try:
             self._job.client.create_key(new.key_file, new.key_type)
         except NitroError as error:
+            if error.code == _FILE_EXISTS and not (self.resumes or is_last):
+                return False
             self._check_own(error)
-        self._view.files_changed()
-        self._memory.keep(changing(self._record, key_created=True))
+        return True
+
+    def _rename(self, stem: str) -> None:
+        """Give the files of the open change, none of which is there yet, other names."""
+        new = dataclasses.replace(self._change.new, key_file=f"{stem}.key", cert_file=f"{stem}.crt")
+        renamed = changing(self._record, new=new)
+        self._memory.keep(ordering(renamed, csr_file=f"{stem}.csr"))
 
     def create_csr(self) -> None:
         key_file, csr_file, client = (
@@ -6173,7 +6235,7 @@ class Ordering:
     def order(self) -> None:
         """Place the order; what SCM cannot renew or replace is enrolled."""
         if self._job.client.is_pair:  # a key that is paid for must not be on one node only
-            self._view.sync()
+            self._job.sync()
         try:
             cert_id = self._send()
         except NotOfferedError as error:
@@ -6286,6 +6348,8 @@ class Ordering:
         message = self._job.run.context.redactor.hide(error.message)
         failed = fail(self._record, message, file_missing=file_missing, key_lost=key_lost)
         self._memory.try_to_keep(failed)
+        if not _may_end_differently(error, key_lost=key_lost):
+            return error
         way = f"citrixagent.py enroll --force {self._profile.name}"
         text = f"{error.message}: if it stays so, give order {new.cert_id} up with {way}"
         return AgentError(error.kind, text)
@@ -6397,7 +6461,7 @@ class Installer:
 
     def _add_intermediate(self, certificate: Certificate) -> CertKey:
         name = intermediate_name(certificate)
-        self._view.sync()
+        self._job.sync()
         self._memory.touch()
         try:
             self._client.add_certkey(name, self._intermediate_file(certificate))
@@ -6430,7 +6494,7 @@ class Installer:
         """Give the certkey the new generation: a new certkey, or an update of the one there."""
         row = self._row
         is_to_prove = self._profile.handshake != "off"
-        self._view.sync()
+        self._job.sync()
         self._memory.keep(dataclasses.replace(self._record, unverified=is_to_prove, unsaved=True))
         if row is None:
             self._add()
@@ -6835,6 +6899,7 @@ class Work:
         order = _open_order(self._record) if step in {Step.ORDER, Step.COLLECT} else None
         which = f", order {order['cert_id']}" if order else ""
         log.info("%s: %s done%s", self.profile.name, step.value, which)
+        self.result.warnings += self._view.client.take_warnings()
         self._todo.remove(step)
         self._done.append(step)
         self.result.steps.append(step.value)
@@ -6862,6 +6927,7 @@ class Work:
         if isinstance(error, ScmError) and error.kind == "unavailable":
             error = AgentError("unavailable", f"{error.message}: {self._who_tries_again()}")
         self.has_failed = True
+        self.result.warnings += self._view.client.take_warnings()
         self.result.fail(error)
 
     def _who_tries_again(self) -> str:
@@ -6876,7 +6942,7 @@ class Work:
     def _fail_order(self, error: AgentError) -> AgentError:
         """Note a failure on record; of a file that is missing after the upload, it is the key."""
         missing = isinstance(error, NitroError) and error.code in _FILE_MISSING
-        is_lost = missing and Step.UPLOAD in self._done
+        is_lost = missing and Step.UPLOAD in self._done and not self._view.lacks_files
         return self._ordering.fail(error, file_missing=missing, key_lost=is_lost)
 
     def interrupt(self) -> None:

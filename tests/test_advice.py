@@ -8,6 +8,7 @@ import pytest
 from conftest import PASSWORD, Lab
 from cryptography import x509
 from simulators.nitro import NitroError
+from simulators.scm import scm_error
 from simulators.server import Fault, Request, Response
 from test_faults import failed, wants
 from test_run import serial_of
@@ -243,3 +244,65 @@ def test_a_read_that_says_so_is_refused(lab: Lab) -> None:
     lab.appliance.server.faults.append(fault)
     lab.write_profile()
     assert failed(lab)[0] == "appliance"
+
+
+# Giving an order up
+
+
+GIVE_UP = "give order 1000001 up with citrixagent.py enroll --force www"
+
+
+@pytest.mark.parametrize("code", [1536, 1538, 1547])
+def test_a_certificate_that_the_appliance_refuses_is_given_up(lab: Lab, code: int) -> None:
+    fault = refused(lab, "POST", "/sslcertkey", code)
+    lab.write_profile()
+    kind, message = failed(lab)
+    assert (kind, message.endswith(GIVE_UP)) == ("appliance", True)
+    fault.times = 0
+    assert lab("enroll", "--force", "www").exit_code == 0
+    assert len(lab.scm.orders) == 2
+    assert lab("run").text == ""
+
+
+@pytest.mark.parametrize("code", [1540, 1541, 3374, 3375, 257, 1645])
+def test_no_order_is_given_up_where_another_would_fare_no_better(lab: Lab, code: int) -> None:
+    fault = refused(lab, "POST", "/sslcertkey", code)
+    lab.write_profile()
+    kind, message = failed(lab)
+    assert (kind, "--force" in message) == ("appliance", False)
+    fault.times = 0
+    assert lab("run").exit_code == 0
+    assert len(lab.scm.orders) == 1
+
+
+@pytest.mark.parametrize("tamper", ["other_key", "missing_name", "expired", "no_chain"])
+def test_what_is_not_what_was_ordered_is_given_up(lab: Lab, tamper: str) -> None:
+    lab.scm.tamper = tamper
+    lab.write_profile()
+    kind, message = failed(lab)
+    assert (kind, message.endswith(GIVE_UP)) == ("mismatch", True)
+    lab.scm.tamper = None
+    assert lab("enroll", "--force", "www").exit_code == 0
+    assert len(lab.scm.orders) == 2
+
+
+def test_an_order_that_scm_does_not_give_out_is_given_up(lab: Lab) -> None:
+    """For as long as it says so with a code of its own; what else answers says nothing of it."""
+    lab.scm.approval = "manual"
+    lab.write_profile(enrollment={"max_wait": 0})
+    assert lab("run").exit_code == 5
+    download = wants("GET", "/api/v1/certificates/1000001")
+    answers = [scm_error(-169, "why"), Response(404, b"<html>"), scm_error(-195)]
+    ways = []
+    for answer in answers:
+        lab.scm.server.faults[:] = [Fault("status", matches=download, response=answer, times=99)]
+        ways.append(failed(lab)[1].endswith(GIVE_UP))
+    assert ways == [True, False, False]
+    lab.scm.server.faults[:] = [
+        Fault("status", matches=download, response=scm_error(-169, "why"), times=99)
+    ]
+    assert GIVE_UP in failed(lab)[1]
+    lab.scm.approval = "auto"
+    lab.scm.server.faults.clear()
+    assert lab("enroll", "--force", "www").exit_code == 0
+    assert [order.status for order in lab.scm.orders] == ["Requested", "Issued"]

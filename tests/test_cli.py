@@ -615,6 +615,30 @@ def test_words_of_others_stay_in_one_line(lab: Lab) -> None:
     assert all(re.match(r"\d{4}-\d\d-\d\dT[\d:]+Z ", line) for line in log_text.splitlines())
 
 
+@pytest.mark.parametrize("part", ["/lbvserver", "/sslcertkey", "sslvserver_sslcertkey_binding"])
+def test_a_signal_while_the_appliance_is_looked_at_is_told(lab: Lab, part: str) -> None:
+    """Not as a profile that is well."""
+    lab.write_profile()
+    with subprocess.Popen(
+        [sys.executable, str(PROGRAM), "--home", str(lab.home), "run", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        lab.appliance.server.before = lambda request: (
+            process.send_signal(signal.SIGTERM)
+            if request.method == "GET" and part in request.path
+            else None
+        )
+        stdout, _ = process.communicate(timeout=30)
+    lab.appliance.server.before = None
+    (told,) = json.loads(stdout)["profiles"]
+    assert (process.returncode, told["outcome"]) == (143, "failed")
+    assert told["error"]["kind"] == "state"
+    assert told["error"]["message"].startswith("interrupted before ")
+    assert lab("run").exit_code == 0
+
+
 def test_a_signal_while_the_order_is_sent_loses_nothing(lab: Lab) -> None:
     lab.write_profile()
     with subprocess.Popen(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
@@ -628,20 +627,45 @@ def test_nothing_was_written_before_a_refusal(lab: Lab) -> None:
 
 
 def test_a_key_file_that_is_there_already_is_not_used(lab: Lab) -> None:
-    """Somebody else's file of the very name that was chosen: the next run takes another name."""
+    """Somebody else's file of the very name that was chosen: another name is taken."""
     exists = nitro_error(1642)
     lab.appliance.server.faults.append(
-        Fault("status", matches=wants("POST", "ecdsakey"), response=exists)
+        Fault("status", matches=wants("POST", "ecdsakey"), response=exists, times=3)
+    )
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    asked = [call.body for call in lab.appliance.server.requests if "ecdsakey" in call.path]
+    assert len(set(asked)) == 4
+    assert lab.record()["installed"]["key_file"].encode() in asked[-1]
+    assert lab.record()["litter"] == []
+
+
+def test_names_that_are_all_taken_are_told(lab: Lab) -> None:
+    lab.appliance.server.faults.append(
+        Fault("status", matches=wants("POST", "ecdsakey"), response=nitro_error(1642), times=99)
     )
     lab.write_profile()
     kind, message = failed(lab)
     assert kind == "appliance"
     assert "(NITRO 1642, HTTP 409)" in message
     assert lab.record()["change"] is None
-    time.sleep(1)
+    lab.appliance.server.faults.clear()
     assert lab("run").exit_code == 0
-    first, second = [call for call in lab.appliance.server.requests if "ecdsakey" in call.path]
-    assert first.body != second.body
+
+
+@pytest.mark.parametrize("backwards", [0, 3600])
+def test_two_commands_within_one_second(lab: Lab, backwards: int) -> None:
+    """Whatever the clock says: the names of files do not clash, the record lost or not."""
+    lab.write_profile()
+    moment = dt.datetime.now(dt.timezone.utc)
+    with time_machine.travel(moment, tick=False):
+        assert lab("run").exit_code == 0
+    (lab.home / "state" / "profile-www.json").unlink()
+    with time_machine.travel(moment - dt.timedelta(seconds=backwards), tick=False):
+        assert lab("enroll", "--force", "www").exit_code == 0
+        assert lab("enroll", "--force", "www").exit_code == 0
+    assert len(lab.scm.orders) == 3
+    assert lab("run").exit_code == 0
 
 
 def test_accounts_of_scm_can_be_private(lab: Lab) -> None:

@@ -316,6 +316,16 @@ def test_a_rollback_that_was_cut_off_is_finished_by_the_next_run(due: Lab) -> No
     assert len(due.scm.orders) == 2
 
 
+def test_a_rollback_that_was_cut_off_is_no_open_order(due: Lab) -> None:
+    assert due("run").exit_code == 0
+    due.appliance.server.faults.append(Fault("reset", matches=wants("POST", "action=update")))
+    failed(due, "rollback", "www")
+    assert due.record()["change"]
+    listed = due.json("list").document()["certificates"][0]
+    assert listed["order"] is None
+    assert due.json("run").profile()["outcome"] == "rolled_back"
+
+
 # Proof and undo
 
 

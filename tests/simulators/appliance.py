@@ -59,6 +59,7 @@ class Variant:
     bundles: bool | None = None  # sslcertkeybundle is offered; None: since 14.1
     sni_per_key_type: bool = True  # False: not even RSA and ECDSA share a name; 3629 and 1674
     propagation: Literal["refuse", "silent"] = "refuse"  # a command fails on the standby node
+    sync_deletes: bool = False  # True: a file that only the standby node has is deleted there
 
 
 class Partition:

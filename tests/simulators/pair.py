@@ -195,9 +195,13 @@ class HaPair:
                 self._copy_files()
 
     def _copy_files(self) -> None:
-        """Copy what is in the SSL directories; what only the standby node has stays there."""
+        """Copy the SSL directories; what only the standby node has stays (see Variant)."""
         source, target = self.primary, self.secondary
         directories = {partition.ssl_directory for partition in source.partitions.values()}
         for path in source.files:
             if path.rpartition("/")[0] in directories:
                 target.write(path, source.files[path])
+        if source.variant.sync_deletes:
+            for path in target.files.keys() - source.files.keys():
+                if path.rpartition("/")[0] in directories:
+                    del target.files[path]
