@@ -299,5 +299,5 @@ def check_state_folder(year: Year) -> None:
     assert records == {f"profile-{name}.json" for name in year.names}
     assert all(sizes[name] < 40_000 for name in records)
     rest = {name for name in sizes.keys() - records if not name.startswith("citrixagent.log")}
-    assert rest == {"eula.json", "lock"}
+    assert rest == {"eula.json", "last-run.json", "lock"}
     assert sum(sizes.values()) < 7_000_000
