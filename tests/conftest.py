@@ -92,7 +92,7 @@ class Lab:
                 "client_secret": CLIENT_SECRET,
                 "token_url": self.scm.token_url,
                 "ca_bundle": "ca.pem",
-                "timeout": 5,
+                "timeout": 30,
                 **changes,
             },
         )
@@ -103,7 +103,7 @@ class Lab:
             "username": "citrixagent",
             "password": PASSWORD,
             "ca_bundle": str(self.ca_file),
-            "timeout": 20,
+            "timeout": 60,
         }
         return _changed(block, changes)
 
