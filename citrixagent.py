@@ -470,15 +470,23 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """How long before its end a certificate is due: so many days, or a share of its lifetime."""
+    """How long before its end a certificate is due: so many days, or a share of its lifetime.
+
+    Without either it is a third, and ten days at least: nights are lost to approvals and outages.
+    """
 
     days: int | None = None
-    share: float = 1 / 3
+    share: float | None = None
 
     def of(self, lifetime: dt.timedelta) -> tuple[dt.timedelta, bool]:
-        """Return the window for a lifetime, and whether it had to be cut to two thirds of it."""
-        asked = dt.timedelta(days=self.days) if self.days else lifetime * self.share
+        """Return the window for a lifetime, and whether what was asked for had to be cut.
+
+        Two thirds of the lifetime are the longest window: nothing is renewed every night.
+        """
         longest = lifetime * 2 / 3
+        if self.days is None and self.share is None:
+            return min(max(lifetime / 3, dt.timedelta(days=10)), longest), False
+        asked = dt.timedelta(days=self.days) if self.days else lifetime * (self.share or 0)
         return min(asked, longest), asked > longest
 
 
@@ -980,6 +988,13 @@ def base_limit(directory: str) -> int:
 def file_stem(certkey: str, directory: str, now: dt.datetime) -> str:
     """Return the name, without its ending, of the files of an order that begins now."""
     return f"{file_base(certkey, base_limit(directory))}-{now:%Y%m%d%H%M%S}"
+
+
+def key_file_time(name: str, certkey: str, directory: str) -> str:
+    """Return when an order of a certkey began that has this key file; empty for any other file."""
+    base = re.escape(file_base(certkey, base_limit(directory)))
+    found = re.fullmatch(base + r"-(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)\.key", name)
+    return "{}-{}-{}T{}:{}:{}Z".format(*found.groups()) if found else ""
 
 
 def _check_common_name(text: str) -> str:
@@ -1547,6 +1562,7 @@ class Certificate:
     key_type: str
     not_before: dt.datetime
     not_after: dt.datetime
+    usages: tuple[str, ...] = ()  # extended key usages; none where they are not known
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -1588,6 +1604,21 @@ def _names_of(extensions: x509.Extensions) -> tuple[str, ...]:
     return (*domains, *(str(address) for address in names.get_values_for_type(x509.IPAddress)))
 
 
+def _usages_of(extensions: x509.Extensions) -> tuple[str, ...]:
+    from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    known = {
+        ExtendedKeyUsageOID.SERVER_AUTH: "server authentication",
+        ExtendedKeyUsageOID.CLIENT_AUTH: "client authentication",
+    }
+    try:
+        usages = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return ()
+    return tuple(known.get(usage, usage.dotted_string) for usage in usages)
+
+
 def _common_name_of(name: x509.Name) -> str:
     from cryptography.x509.oid import NameOID
 
@@ -1608,6 +1639,7 @@ def _describe(certificate: x509.Certificate) -> Certificate:
         # not_valid_*_utc came with cryptography 42, which is the oldest that is asked for
         not_before=certificate.not_valid_before_utc,
         not_after=certificate.not_valid_after_utc,
+        usages=_usages_of(certificate.extensions),
     )
 
 
@@ -1828,6 +1860,8 @@ class Generation:
     serial: str = ""
     pem: str = ""  # leaf and intermediates
     cert_id: str | None = None  # at SCM
+    lifetime: int | None = None  # seconds, of what it replaced and whose end it has
+    unwanted: tuple[str, ...] = ()  # names that it still holds, though they are ordered no more
     ours: bool = True  # made by this tool: its files may be deleted by this tool
     link: str = ""  # the issuer that the certkey was linked to, where the chain is not known
     form: str = "PEM"  # how its files are loaded: PEM, DER or PFX
@@ -1895,11 +1929,17 @@ class Record:
     rolled_back: bool = False  # the operator put the installed generation back
     revoked: str | None = None  # serial of a certificate that the operator revoked
     litter: tuple[str, ...] = ()  # files of ours without a use
+    latest: str | None = None  # when its last order began: no key file of ours is newer
 
     @property
     def generations(self) -> tuple[Generation, ...]:
         """What is installed, and what a rollback puts back."""
         return tuple(each for each in (self.installed, self.previous) if each)
+
+    @property
+    def known(self) -> tuple[Generation, ...]:
+        """Every generation that stands in it."""
+        return (*self.generations, *(self.change.generations if self.change else ()))
 
 
 def open_change(record: Record) -> Change:
@@ -1937,7 +1977,8 @@ def give_up(record: Record, made: Iterable[str] | None = None) -> Record:
 
 def begin(record: Record, change: Change) -> Record:
     """Begin a change; one that was open is given up."""
-    return dataclasses.replace(give_up(record), change=change)
+    latest = change.started if change.order else record.latest
+    return dataclasses.replace(give_up(record), change=change, latest=latest)
 
 
 def place_order(record: Record, cert_id: str | None) -> Record:
@@ -1958,10 +1999,30 @@ def disown(record: Record) -> Record:
     return ordering(changing(record, new=new), adopted=False)
 
 
+def lifetime_of(made: Generation | None, certificate: Certificate) -> int:
+    """Return the lifetime that was ordered, in seconds: of a replacement, that of the first."""
+    if made and made.lifetime and made.serial == certificate.serial:
+        return made.lifetime
+    return int((certificate.not_after - certificate.not_before).total_seconds())
+
+
 def issue(record: Record, chain: Sequence[Certificate]) -> Record:
-    """Keep what SCM issued: the leaf, and the intermediates above it."""
-    pem = "".join(certificate.pem for certificate in chain)
-    new = dataclasses.replace(open_change(record).new, serial=chain[0].serial, pem=pem)
+    """Keep what SCM issued: the leaf, and the intermediates above it.
+
+    A replacement ends when what it replaces would have: it keeps the lifetime that was ordered.
+    """
+    change, before, leaf = open_change(record), record.installed, chain[0]
+    is_replacement = ordered(change).action == "replace" and before is not None
+    once = {*before.names, *before.unwanted} if before and before.ours else set()
+    new = dataclasses.replace(
+        change.new,
+        serial=leaf.serial,
+        pem="".join(certificate.pem for certificate in chain),
+        lifetime=lifetime_of(before, read_chain(before.pem)[0])
+        if before and is_replacement and before.pem
+        else None,
+        unwanted=tuple(sorted(once & set(leaf.names) - set(change.new.names))),
+    )
     return changing(record, new=new)
 
 
@@ -2123,43 +2184,84 @@ def _edited_text(profile: Profile, new: Generation) -> str:
     )
 
 
+def _overtaken_text(profile: Profile, seen: Observed, change: Change) -> str:
+    held = seen.certificate
+    what = f"order {change.new.cert_id or 'of unknown id'}" if change.order else "a rollback"
+    holds = f"{shown_serial(held.serial)}, from {iso(held.not_before)}" if held else "another"
+    return (
+        f"{what} is open since {change.started}, but the certkey holds a newer certificate that is "
+        f"not on record (serial {holds}): the record is old, perhaps from a backup. Put the newest "
+        f"state/profile-{profile.name}.json back, or go on from what is installed with "
+        f"citrixagent.py enroll --force {profile.name}"
+    )
+
+
 def lapses(certificate: Certificate, now: dt.datetime) -> bool:
     """Tell whether a certificate has 7 days or less left."""
     return certificate.not_after - now <= LAPSE
 
 
-def _is_due(profile: Profile, certificate: Certificate, now: dt.datetime) -> bool:
-    window, _ = profile.window.of(certificate.not_after - certificate.not_before)
-    return certificate.not_after - now <= window
+def window_of(
+    profile: Profile, record: Record, certificate: Certificate
+) -> tuple[dt.timedelta, bool]:
+    """Return how long before its end a certificate is due, and whether that had to be cut."""
+    made = next((each for each in record.known if each.serial == certificate.serial), None)
+    return profile.window.of(dt.timedelta(seconds=lifetime_of(made, certificate)))
 
 
-def _time_left(profile: Profile, certificate: Certificate, now: dt.datetime) -> str:
-    """Return the numbers behind ``_is_due``."""
-    window, _ = profile.window.of(certificate.not_after - certificate.not_before)
+def is_due(profile: Profile, record: Record, certificate: Certificate, now: dt.datetime) -> bool:
+    return certificate.not_after - now <= window_of(profile, record, certificate)[0]
+
+
+def _time_left(profile: Profile, record: Record, certificate: Certificate, now: dt.datetime) -> str:
+    """Return the numbers behind ``is_due``."""
     left = certificate.not_after - now
     if left <= dt.timedelta(0):
         return f"expired at {iso(certificate.not_after)}"
+    window, _ = window_of(profile, record, certificate)
     return f"{left.days} days left, window is {window.days} days"
 
 
 def _is_at_stake(profile: Profile, seen: Observed) -> bool:
     """Tell whether what is installed lapses for want of a renewal that this tool is to see to."""
     held, now = seen.certificate, seen.now
-    return bool(profile.auto_renew and held and lapses(held, now) and _is_due(profile, held, now))
+    if not (profile.auto_renew and held and lapses(held, now)):
+        return False
+    return is_due(profile, seen.record, held, now)
 
 
-def _cut_window(profile: Profile, certificate: Certificate) -> tuple[str, ...]:
-    window, cut = profile.window.of(certificate.not_after - certificate.not_before)
+def _cut_window(profile: Profile, record: Record, certificate: Certificate) -> tuple[str, ...]:
+    window, cut = window_of(profile, record, certificate)
     if not cut:
         return ()
     text = "renewal.expiry_window is longer than two thirds of the certificate's lifetime"
     return (f"{text}: {window.days} days are used",)
 
 
+def _is_overtaken(seen: Observed, change: Change) -> bool:
+    """Tell whether the certkey holds what began later than a change, and is not of this record.
+
+    Then the record is older than the appliance: it was put back from a backup.
+    """
+    held, since = seen.certificate, change.order.sent if change.order else change.started
+    if held is None or since is None or held.serial in {each.serial for each in seen.record.known}:
+        return False
+    return held.not_before > parse_iso(since)
+
+
 def _is_installed(seen: Observed) -> bool:
     """Tell whether the certkey holds what the record says."""
     installed, certificate = seen.record.installed, seen.certificate
     return bool(installed and certificate and installed.serial == certificate.serial)
+
+
+def _names_kept(seen: Observed) -> tuple[str, ...]:
+    """Warn of names that the profile asks for no more and the certificate still holds."""
+    installed = seen.record.installed
+    if not (installed and installed.unwanted and _is_installed(seen)):
+        return ()
+    text = f"the certificate still holds {_listed(installed.unwanted)}, which was removed"
+    return (f"{text}: SCM or the CA keeps it; enroll anew to be rid of it",)
 
 
 def _is_managed(seen: Observed) -> bool:
@@ -2257,34 +2359,6 @@ def _open_text(profile: Profile, change: Change) -> str:
     )
 
 
-def _roll_back(profile: Profile, seen: Observed) -> Plan:
-    """Put the previous generation back; a change that may still be used is not given up."""
-    record, name, previous = seen.record, profile.name, seen.previous
-    change, order = record.change, record.change.order if record.change else None
-    # rollback: an earlier one was cut off
-    if change and not order:
-        return _go_on_with(change, seen)
-    # rollback: an order is open at SCM
-    if change and order and order.sent and not order.refused:
-        raise AgentError("state", _open_text(profile, change))
-    # rollback: there is nothing to put back
-    if not (record.previous and _is_installed(seen)):
-        raise AgentError("state", f"there is no previous certificate of {name} to put back")
-    # rollback: what was there before is not known
-    if not previous:
-        raise AgentError("state", f"what {name} had before is not known well enough")
-    # rollback: the previous certificate has expired
-    if previous.not_after <= seen.now:
-        end = iso(previous.not_after)
-        raise AgentError("state", f"the previous certificate of {name} expired at {end}")
-    # rollback: the previous certificate was revoked by the operator
-    if record.previous.revoked or record.revoked == record.previous.serial:
-        raise AgentError("state", f"the previous certificate of {name} was revoked by the operator")
-    # rollback
-    reason = f"the operator put {record.previous.serial} back"
-    return Plan("rolled_back", reason, Step.INSTALL, restores=record.previous)
-
-
 def _finish(  # noqa: PLR0911 - README's table, row by row
     profile: Profile, seen: Observed, reason: str
 ) -> Plan:
@@ -2313,6 +2387,37 @@ def _finish(  # noqa: PLR0911 - README's table, row by row
     return Plan("unchanged", reason)
 
 
+def _roll_back(profile: Profile, seen: Observed) -> Plan:
+    """Put the previous generation back; a change that may still be used is not given up."""
+    record, name, previous = seen.record, profile.name, seen.previous
+    change, order = record.change, record.change.order if record.change else None
+    # rollback: an earlier one was cut off
+    if change and not order:
+        return _go_on_with(change, seen)
+    # rollback: an earlier one is installed and not finished
+    if record.finishing == "rolled_back" and _is_installed(seen):
+        return _finish(profile, seen, "put back by the operator")
+    # rollback: an order is open at SCM
+    if change and order and order.sent and not order.refused:
+        raise AgentError("state", _open_text(profile, change))
+    # rollback: there is nothing to put back
+    if not (record.previous and _is_installed(seen)):
+        raise AgentError("state", f"there is no previous certificate of {name} to put back")
+    # rollback: what was there before is not known
+    if not previous:
+        raise AgentError("state", f"what {name} had before is not known well enough")
+    # rollback: the previous certificate has expired
+    if previous.not_after <= seen.now:
+        end = iso(previous.not_after)
+        raise AgentError("state", f"the previous certificate of {name} expired at {end}")
+    # rollback: the previous certificate was revoked by the operator
+    if record.previous.revoked or record.revoked == record.previous.serial:
+        raise AgentError("state", f"the previous certificate of {name} was revoked by the operator")
+    # rollback
+    reason = f"the operator put {record.previous.serial} back"
+    return Plan("rolled_back", reason, Step.INSTALL, restores=record.previous)
+
+
 def _start(  # noqa: C901, PLR0911, PLR0912, PLR0915 - README's table, row by row
     profile: Profile, seen: Observed, intent: Intent, *, anew: bool = False
 ) -> Plan:
@@ -2327,13 +2432,17 @@ def _start(  # noqa: C901, PLR0911, PLR0912, PLR0915 - README's table, row by ro
     # the certkey is not on the appliance
     if held is None:
         return _new("enrolled", "no certificate is installed", "enroll")
-    due, left = _is_due(profile, held, now), _time_left(profile, held, now)
+    due, left = is_due(profile, record, held, now), _time_left(profile, record, held, now)
     difference, managed = _difference(profile, held, record.installed), _is_managed(seen)
     renewal: Action = "renew" if managed and not difference else "enroll"
     revoked = record.revoked == held.serial
     # renew --all, replace --all: ordered in the last 24 hours
     if intent.everything and _is_installed(seen) and (sent := just_ordered(record, now)):
         return _finish(profile, seen, f"ordered at {sent}, within 24 hours")
+    unfinished = bool(record.finishing) and _is_installed(seen) and not (due or revoked)
+    # enroll, renew or replace: an earlier one is installed and not finished, and not due
+    if intent.command != "run" and unfinished and not (seen.revoked or anew):
+        return _finish(profile, seen, left)
     # renew
     if intent.command == "renew":
         return _new("renewed", asked, renewal)
@@ -2362,8 +2471,9 @@ def _start(  # noqa: C901, PLR0911, PLR0912, PLR0915 - README's table, row by ro
     if record.rolled_back and _is_installed(seen) and not lapses(held, now):
         text = f"rolled back by the operator ({left}): stays until citrixagent.py renew {name}"
         text += f", or {LAPSE.days} days before its end"
-        return dataclasses.replace(_finish(profile, seen, text), warnings=(text,))
-    notices = _cut_window(profile, held)
+        warnings = (text, *_names_kept(seen))
+        return dataclasses.replace(_finish(profile, seen, text), warnings=warnings)
+    notices = _cut_window(profile, record, held)
     # due or expired (auto_renew: true)
     if due and profile.auto_renew:
         return dataclasses.replace(_new("renewed", left, renewal), notices=notices)
@@ -2384,8 +2494,8 @@ def _start(  # noqa: C901, PLR0911, PLR0912, PLR0915 - README's table, row by ro
     plan = dataclasses.replace(_finish(profile, seen, left), notices=notices)
     # due, auto_renew: false
     if due:
-        return dataclasses.replace(plan, warnings=(not_renewed,))
-    return plan
+        return dataclasses.replace(plan, warnings=(not_renewed, *_names_kept(seen)))
+    return dataclasses.replace(plan, warnings=_names_kept(seen))
 
 
 def _unsent(profile: Profile, seen: Observed, change: Change, order: Order, intent: Intent) -> Plan:
@@ -2407,6 +2517,14 @@ def _go_on(  # noqa: C901, PLR0911, PLR0912 - README's table, row by row
     # (auto_renew: true)
     if order is None and (intent.command != "run" or at_stake):
         return None
+    is_overtaken = _is_overtaken(seen, change)
+    # the certkey holds something newer that is not on record: enroll --force, or 7 days or less
+    # left (auto_renew: true)
+    if is_overtaken and (forced or at_stake):
+        return None
+    # the certkey holds something newer that is not on record
+    if is_overtaken:
+        raise AgentError("state", _overtaken_text(profile, seen, change))
     # of a rollback that was cut off
     if order is None:
         return _go_on_with(change, seen)
@@ -2414,7 +2532,7 @@ def _go_on(  # noqa: C901, PLR0911, PLR0912 - README's table, row by row
     if order.sent is None:
         return _unsent(profile, seen, change, order, intent)
     # issued, never in service for good, and due by now (auto_renew: true)
-    if seen.issued and profile.auto_renew and _is_due(profile, seen.issued, seen.now):
+    if seen.issued and profile.auto_renew and is_due(profile, seen.record, seen.issued, seen.now):
         return None
     # declined or rejected in SCM: run, and the profile was not edited
     if order.refused and intent.command == "run" and order.wish == wish_of(profile):
@@ -2425,7 +2543,8 @@ def _go_on(  # noqa: C901, PLR0911, PLR0912 - README's table, row by row
     # declined or rejected in SCM
     if order.refused:
         return None
-    is_old = seen.now - parse_iso(order.sent) > _A_NIGHT
+    age = seen.now - parse_iso(order.sent)
+    is_old = age > _A_NIGHT or age < dt.timedelta(0)  # the clock was ahead
     # sent, unknown whether it arrived: enroll --force, or 7 days or less left (auto_renew: true)
     # and not sent in the last 20 hours
     if new.cert_id is None and (forced or (at_stake and is_old)):
@@ -2543,6 +2662,7 @@ class Standing:
 
 def standing(
     profile: Profile,
+    record: Record,
     certificate: Certificate | None,
     order: Document | None,
     marks: Iterable[str],
@@ -2553,7 +2673,7 @@ def standing(
     if certificate is None:
         found |= {"not installed"} if order is None else set()
         return Standing(next(state for state in STATES if state in found), order=order)
-    window, _ = profile.window.of(certificate.not_after - certificate.not_before)
+    window, _ = window_of(profile, record, certificate)
     due = certificate.not_after - (LAPSE if "rolled back" in found else window)
     found |= {"due"} if due <= now else set()
     renews = profile.auto_renew and not found & {"pending", "revoked"}
@@ -2676,6 +2796,10 @@ class Redactor:
         for secret in self._secrets:
             text = text.replace(secret, "<hidden>")
         return text
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 def _escaped(match: re.Match[str]) -> str:
@@ -2896,6 +3020,7 @@ class Server:
 
     def __init__(self) -> None:
         self.silence = Silence()
+        self.ahead: dt.timedelta | None = None  # this machine's clock, of the server's; not known
         self._impatient_until = 0.0
 
     def is_tried_once(self) -> bool:
@@ -2908,6 +3033,20 @@ class Server:
     def is_well(self) -> None:
         self._impatient_until = 0.0
 
+    def heed_clock(self, answer: Answer) -> None:
+        """Compare this machine's clock with the Date of an answer, where it has one."""
+        with contextlib.suppress(ValueError, TypeError):
+            told = email.utils.parsedate_to_datetime(answer.headers.get("Date", ""))
+            self.ahead = utc_now() - told.astimezone(dt.timezone.utc)
+
+    def clock_text(self) -> str:
+        """Say that this machine's clock differs by more than a day; empty where it does not."""
+        if self.ahead is None or abs(self.ahead) <= dt.timedelta(days=1):
+            return ""
+        way = "ahead of" if self.ahead > dt.timedelta(0) else "behind"
+        days = _count(round(abs(self.ahead) / dt.timedelta(days=1)), "day")
+        return f"this machine's clock is {days} {way} its own"
+
 
 class Context:
     """What every connection of the program shares."""
@@ -2915,6 +3054,7 @@ class Context:
     def __init__(self, interrupt: Interrupt, redactor: Redactor) -> None:
         self.interrupt = interrupt
         self.redactor = redactor
+        self.refused_logins: dict[tuple[str, str], AgentError] = {}  # by host and account
         self._servers: dict[str, Server] = {}
 
     def server(self, url: str) -> Server:
@@ -3133,6 +3273,7 @@ class Transport:
                     self._heed(server, this, error, is_write=method != "GET")
                     raise
             else:
+                server.heed_clock(answer)
                 if self._stands(server, this, answer, repeatable=repeatable):
                     return answer
             log.debug("%s: trying again", self._label)
@@ -3320,6 +3461,7 @@ _SHOW = {
 _LOGIN_REFUSED = frozenset({354, 355, 384, 1025, 1045, 1046, 1047, 1244})
 _FORBIDDEN = frozenset({371, 2138})
 _SESSION_LOST = frozenset({444, 1027})
+_CONFIGURATION = frozenset({"sslcertkey", "sslvserver_sslcertkey_binding"})
 _CROWDED = frozenset({445, 446})
 _BUSY = frozenset({293, 1461, 3591})
 _CLUSTER_NODE = frozenset({1044, 1065, 1203})
@@ -3599,11 +3741,20 @@ class NetScaler:
         self._token = ""
         self.warnings: list[str] = []  # what was done, but not everywhere
         self._is_watched = False  # a node of an HA pair: its role is looked at before every write
+        self._is_changed = False  # its configuration was written and not saved in this session
+        self._is_lost = False  # it may have restarted, without what was not saved
 
     # Session
 
     def login(self) -> None:
+        """Begin a session; a login that was refused is not tried again, whoever asks for it.
+
+        Appliances lock accounts after a few wrong passwords.
+        """
         self._token = ""
+        who = (self._base, self._appliance.username)
+        if refused := self._context.refused_logins.get(who):
+            raise refused
         account = {"username": self._appliance.username}
         account["password"] = self._appliance.password.value
         try:
@@ -3612,6 +3763,10 @@ class NetScaler:
             )
         except TransportError as error:
             raise self._with_fingerprint(error) from None
+        except NitroError as error:
+            if error.kind == "auth":
+                self._context.refused_logins[who] = error
+            raise
         token = str(data.get("sessionid") or "")
         if not is_header_value(token):
             raise self._error(0, "the login gave no session", 200, "login", "auth")
@@ -3643,6 +3798,10 @@ class NetScaler:
                 self._request("POST", "logout", "logout", body={"logout": {}})
         self._token = ""
         self._transport.close()
+
+    def clock_text(self) -> str:
+        """Say that this machine's clock differs from the appliance's; empty where it does not."""
+        return self._context.server(self._base).clock_text()
 
     def read_release(self) -> str:
         """Return the release, such as ``13.1``; empty where it cannot be read from the answer."""
@@ -3775,6 +3934,12 @@ class NetScaler:
         """Return a path as the appliance understands it: from its SSL directory, without ``..``."""
         return posixpath.normpath(posixpath.join(self._appliance.ssl_directory, path))
 
+    def file_names(self) -> list[str]:
+        """Return the names of the files in the SSL directory."""
+        arguments = _arguments({"filelocation": self._appliance.ssl_directory})
+        rows = _rows(self._get("systemfile", "show system file", query=arguments), "systemfile")
+        return [str(row.get("filename") or "") for row in rows]
+
     # Writing
 
     def create_key(self, name: str, key_type: str) -> None:
@@ -3888,6 +4053,7 @@ class NetScaler:
 
     def save(self) -> None:
         self._patiently(lambda: self._write("nsconfig", "save ns config", {}, action="save"), _BUSY)
+        self._is_changed = False
 
     # Wire
 
@@ -3948,8 +4114,8 @@ class NetScaler:
         query: str = "",
         body: Document | None = None,
     ) -> Document:
-        if method != "GET" and self._is_watched and resource not in {"login", "logout"}:
-            self.check_role()
+        if resource not in {"login", "logout"}:
+            self._prepare(method, resource)
         url = f"{self._base}/nitro/v1/{root}/{resource}"
         url += f"/{_twice(name)}" if name else ""
         url += f"?{query}" if query else ""
@@ -3959,8 +4125,27 @@ class NetScaler:
             if error.code not in _SESSION_LOST or resource in {"login", "logout"}:
                 raise
         # The session ended before the call was looked at: nothing was done yet.
+        self._is_lost = self._is_changed
+        self._check_session()
         self.login()
         return self._send(method, url, asked, body)
+
+    def _prepare(self, method: str, resource: str) -> None:
+        self._check_session()
+        if method != "GET" and self._is_watched:
+            self.check_role()
+        if method != "GET" and resource in _CONFIGURATION:
+            self._is_changed = True
+
+    def _check_session(self) -> None:
+        """Raise AgentError once the session was lost after the configuration was changed.
+
+        What was read may be gone then, as after a restart: all has to be looked at anew.
+        """
+        if self._is_lost:
+            text = f"{self.host}: the session ended before the configuration was saved"
+            way = "perhaps the appliance restarted; the next run looks at what is there and goes on"
+            raise AgentError("unavailable", f"{text}: {way}")
 
     def check_role(self) -> None:
         """Raise AgentError (standby) where this node of a pair is no longer the primary."""
@@ -4041,6 +4226,7 @@ _FORBIDDEN_CODES = frozenset({-3, -25, -37, -738})
 _NOT_RENEWABLE_CODES = frozenset({-105, -110, -123, -124, -159, -180, -5101})
 _REVOKED_CODES = frozenset({-110, -159})
 _NOT_ISSUED = -102
+_WAITING = ("Requested", "Approved", "Applied")  # as a list is asked for them
 _TURNED_DOWN = frozenset({"DECLINED", "REJECTED", "INVALID", "REVOKED", "EXPIRED", "REPLACED"})
 _TRUSTED_DOMAIN = ".sectigo.com"
 _ACCEPT_PEM = "application/x-pem-file, */*;q=0.8"
@@ -4082,11 +4268,16 @@ class Sectigo(Protocol):
         """Show that the account is taken."""
         ...
 
-    def prepare(self, profile: Profile) -> None:
+    def prepare(self, profile: Profile) -> Sequence[str]:
         """Do all that can be done before an order: log in, check what can be checked.
 
-        Whatever goes wrong here, nothing was ordered.
+        Returns what the operator is to be warned about. Whatever goes wrong here, nothing was
+        ordered.
         """
+        ...
+
+    def waiting(self, profile: Profile, known: Sequence[str]) -> Sequence[str]:
+        """Return the ids of orders for the common name that wait, but for those that are known."""
         ...
 
     def order(self, profile: Profile, change: Change) -> str:
@@ -4249,13 +4440,10 @@ class Tokens:
         )
 
 
-def _other_names(profile: Profile) -> list[str]:
-    """Return the names beside the common name; where there is none, that: no list is empty.
-
-    An empty list may be read like none: as "the names from before".
-    """
-    others = [name for name in profile.names if name != profile.subject.common_name]
-    return others or [profile.subject.common_name]
+def _names_to_send(profile: Profile) -> list[str]:
+    """Return the alternative names for an order: never none, which SCM may take for "as before"."""
+    common_name = profile.subject.common_name
+    return [name for name in profile.names if name != common_name] or [common_name]
 
 
 def _order_body(profile: Profile, order: Order) -> Document:
@@ -4263,7 +4451,7 @@ def _order_body(profile: Profile, order: Order) -> Document:
     lines = [line for line in (order.csr or "").splitlines() if not line.startswith("-----")]
     body: Document = {
         "csr": "".join(lines),
-        "subjAltNames": _other_names(profile),
+        "subjAltNames": _names_to_send(profile),
         "comments": order.note or enrollment.comments,
     }
     if action != "replace":
@@ -4323,12 +4511,19 @@ class Channel:
         self._proof = proof
         self._is_found = len(paths) == 1
         self._tokens = tokens
+        self._context = context
         proxy = functools.partial(proxy_to, configured=config.proxy)
         self._transport = Transport("SCM", config.tls, config.timeout, context, proxy)
 
     def log_in(self) -> None:
         if self._config.client_id:
             self._tokens.get(self._transport)
+
+    def check_clock(self) -> None:
+        """Raise AgentError (state) where this machine's clock differs from SCM's by over a day."""
+        for url in (self._config.url, self._config.token_url):
+            if text := self._context.server(url).clock_text():
+                raise AgentError("state", f"SCM: {text}: nothing is ordered until it is set")
 
     def get(self, path: str, accept: str = "application/json") -> Answer:
         return self._send("GET", path, {"Accept": accept}, None)
@@ -4518,8 +4713,14 @@ class EnrollmentApi(RestApi):
     def log_in(self) -> None:
         self._channel.log_in()
 
-    def prepare(self, _profile: Profile) -> None:
+    def prepare(self, _profile: Profile) -> Sequence[str]:
         self.log_in()
+        self._channel.check_clock()
+        return ()
+
+    def waiting(self, _profile: Profile, _known: Sequence[str]) -> Sequence[str]:
+        """Return none: this API has neither a list nor a search."""
+        return ()
 
     def order(self, profile: Profile, change: Change) -> str:
         order = ordered(change)
@@ -4570,15 +4771,19 @@ def _offers_key(offered: Document, key_type: str) -> bool:
     return wanted in [str(each) for each in kinds.get(name) or ()]
 
 
-def _admin_enrollment(config: ScmConfig, profile: Profile, order: Order) -> Document:
+def _number(value: object) -> int | None:
+    return int(str(value)) if str(value).isascii() and str(value).isdigit() else None
+
+
+def _admin_enrollment(config: ScmConfig, term: int, profile: Profile, order: Order) -> Document:
     enrollment = profile.enrollment
     fields = [{"name": name, "value": value} for name, value in enrollment.custom_fields]
     body: Document = {
         "orgId": config.org_id,
         "csr": order.csr,
         "certType": config.cert_type,
-        "term": config.term,
-        "subjAltNames": ",".join(_other_names(profile)),
+        "term": term,
+        "subjAltNames": ",".join(_names_to_send(profile)),
         "comments": enrollment.comments,
         "externalRequester": enrollment.external_requester,
         "customFields": fields,
@@ -4600,6 +4805,7 @@ class AdminApi(RestApi):
         paths = ["/api/ssl/v1", "/api/ssl/v2"]
         super().__init__(Channel(config, paths, self._type_list, tokens, context))
         self._types: list[Document] = []
+        self._term = config.term
 
     def log_in(self) -> None:
         """Log in, and read what SCM offers: without that right nothing can be ordered."""
@@ -4611,26 +4817,42 @@ class AdminApi(RestApi):
         """The certificate types that SCM offers, once logged in."""
         return self._types
 
-    def prepare(self, profile: Profile) -> None:
-        """Log in, and check certificate type, term and key type against what SCM offers."""
+    def prepare(self, profile: Profile) -> Sequence[str]:
+        """Log in, and check certificate type, term and key type against what SCM offers.
+
+        Public certificates become shorter by decree: of a term that is too long for SCM now the
+        longest that it offers is taken.
+        """
         self.log_in()
         wanted = str(self._config.cert_type)
         offered = next((each for each in self._types if str(each.get("id")) == wanted), None)
         if offered is None:
             ids = ", ".join(str(each.get("id")) for each in self._types) or "none"
             raise AgentError("config", f"scm.yaml: cert_type: SCM offers {ids}, not {wanted}")
-        terms = [str(term) for term in offered.get("terms") or ()]
-        if str(self._config.term) not in terms:
-            text = f"type {wanted} is offered for {', '.join(terms)} days, not {self._config.term}"
-            raise AgentError("config", f"scm.yaml: term: {text}")
+        self._channel.check_clock()
         if not _offers_key(offered, profile.key_type):
             text = f"the certificate type {wanted} of SCM does not take it"
             raise AgentError("config", f"{profile.name}: certificate.key_type: {text}")
+        return self._choose_term(offered)
+
+    def _choose_term(self, offered: Document) -> Sequence[str]:
+        """Take the term in scm.yaml, or the longest where that is too long; return a warning."""
+        terms = [term for term in map(_number, offered.get("terms") or ()) if term]
+        wanted, longest = self._config.term, max(terms, default=0)
+        if wanted in terms:
+            self._term = wanted
+            return ()
+        told = ", ".join(map(str, terms)) or "no"
+        text = f"type {self._config.cert_type} is offered for {told} days, not {wanted}"
+        if not longest or wanted < longest:
+            raise AgentError("config", f"scm.yaml: term: {text}")
+        self._term = longest
+        return (f"scm.yaml: term: {text}: {longest} days are ordered",)
 
     def order(self, profile: Profile, change: Change) -> str:
         order = ordered(change)
         if order.action == "enroll":
-            body = _admin_enrollment(self._config, profile, order)
+            body = _admin_enrollment(self._config, self._term, profile, order)
             return _order_id(self._place("/enroll", body, "enroll"), "sslId")
         before = _part(order.before or "")
         if order.action == "renew":
@@ -4640,7 +4862,7 @@ class AdminApi(RestApi):
             "csr": order.csr,
             "reason": order.note or change.reason[:512],
             "commonName": profile.subject.common_name,
-            "subjectAlternativeNames": _other_names(profile),
+            "subjectAlternativeNames": _names_to_send(profile),
         }
         self._place(f"/replace/{before}", body, "replace")
         return order.before or ""
@@ -4689,11 +4911,16 @@ class AdminApi(RestApi):
             raise UnknownOutcomeError(f"{text}. {unknown_outcome_text(profile.name, change)}")
         return None
 
-    def _named(self, profile: Profile, known: Sequence[str]) -> list[str]:
-        """Return the ids of all certificates for a common name, the newest first."""
+    def waiting(self, profile: Profile, known: Sequence[str]) -> Sequence[str]:
+        found = [self._named(profile, known, status) for status in _WAITING]
+        return list(itertools.chain.from_iterable(found))
+
+    def _named(self, profile: Profile, known: Sequence[str], status: str = "") -> list[str]:
+        """Return the ids of certificates for a common name, of all or in a state, newest first."""
         ids: dict[str, None] = {}
         for _ in range(_MOST_PAGES):
             query = {"commonName": profile.subject.common_name, "size": _LARGEST_PAGE}
+            query |= {"status": status} if status else {}
             page = urllib.parse.urlencode({**query, "position": len(ids)})
             rows, total = self._list(f"?{page}", "list")
             found = [str(row["sslId"]) for row in rows if row.get("sslId")]
@@ -4855,7 +5082,7 @@ def _check_record(record: Record) -> None:
     Of the previous generation the certificate is left unread: only a rollback needs it.
     """
     change = record.change
-    for made in (*record.generations, *(change.generations if change else ())):
+    for made in record.known:
         _check_generation(made, is_read=made is not record.previous)
     _check_files((*record.litter, *(change.made if change else ())))
     if change:
@@ -5625,6 +5852,7 @@ class View:
         self._context = context
         self._bindings: dict[str, list[Binding]] = {}
         self._virtual_servers: dict[str, dict[str, VirtualServerRow]] = {}
+        self._files: list[str] | None = None
         self._is_cluster: bool | None = None
         self._is_synced = False
         self.lacks_files = False  # another node did not get them in this run
@@ -5780,6 +6008,14 @@ class View:
                 done = "expired" if row.not_after <= now else "expires"
                 yield f"the intermediate {row.name} {done} at {iso(row.not_after)}"
 
+    def file_names(self) -> Sequence[str]:
+        """Return the files in the SSL directory at the first look; none where they are not told."""
+        if self._files is None:
+            self._files = []
+            with contextlib.suppress(NitroError):
+                self._files = self.client.file_names()
+        return self._files
+
     def files_in_use(self) -> set[str]:
         files = [file for row in self.certkeys.values() for file in (row.cert_file, row.key_file)]
         return {file.rpartition("/")[2] for file in files}
@@ -5874,7 +6110,7 @@ def profile_standing(
         "rolled back": record.rolled_back,
     }
     marks = [mark for mark, holds in facts.items() if holds]
-    return standing(profile, certificate, _open_order(record), marks, utc_now())
+    return standing(profile, record, certificate, _open_order(record), marks, utc_now())
 
 
 class Prover:
@@ -6102,6 +6338,7 @@ class Ordering:
         self._result = job.result
         self._scm = scm
         self._polls = 0
+        self._waits_for = "being issued by the CA"
         self.resumes = False  # the change was begun by an earlier run
         self.named: str | None = None  # the id that the operator says the order has
 
@@ -6168,6 +6405,50 @@ class Ordering:
         with contextlib.suppress(UnknownOutcomeError):
             found = self._scm.find(self._profile, change, known)
             self._memory.keep(place_order(self._record, found))
+
+    def prepare(self, plan: Plan) -> None:
+        """Look, before anything is made for an order, at what would stop or double it."""
+        if plan.action is None:
+            return
+        if not self._job.run.dry_run:
+            self._prepare_scm()
+        if not (plan.resumes or self._job.run.intent.force):
+            self._check_record()
+
+    def _prepare_scm(self) -> None:
+        for warning in self._scm.prepare(self._profile):
+            if warning not in self._result.warnings:
+                self._result.warnings.append(warning)
+
+    def _check_record(self) -> None:
+        """Refuse to order from a record that is older than what it has ordered; AgentError (state).
+
+        It was put back from a backup, or lost, if a key of this certkey is newer than all that it
+        knows, or if SCM has an order that waits for the name and is not on record.
+        """
+        profile, name = self._profile, self._profile.name
+        way = f"put the newest state/profile-{name}.json back, or order all the same with "
+        way += f"citrixagent.py enroll --force {name}"
+        if key_file := self._newer_key():
+            text = f"{key_file} on {self._view.client.host} was made for an order that is not on"
+            raise AgentError("state", f"{text} record: the record is old or was lost: {way}")
+        if self._job.run.dry_run:  # which logs in to SCM, once for all
+            return
+        known = [each.cert_id for each in self._record.known if each.cert_id]
+        if waiting := self._scm.waiting(profile, known):
+            text = f"SCM has orders for {profile.subject.common_name} that wait and are not on"
+            ids = ", ".join(waiting)
+            raise AgentError("state", f"{text} record: {ids}: decline them in SCM, or {way}")
+
+    def _newer_key(self) -> str:
+        """Return a key file of this certkey that is newer than its key and than all on record."""
+        record, certkey = self._record, self._profile.certkey
+        row = self._view.certkeys.get(certkey)
+        used = row.key_file.rpartition("/")[2] if row else ""
+        directory = self._profile.appliance.ssl_directory
+        times = {name: key_file_time(name, certkey, directory) for name in self._view.file_names()}
+        known = max(record.latest or "", key_file_time(used, certkey, directory))
+        return next((name for name, made in sorted(times.items()) if made > known), "")
 
     def create_key(self) -> None:
         """Have a key made; a file of that name that somebody else has is left alone."""
@@ -6255,7 +6536,7 @@ class Ordering:
 
     def _send(self) -> str:
         """Send the order; what is on disk before and after tells the next run what may exist."""
-        self._scm.prepare(self._profile)
+        self._prepare_scm()
         self._memory.keep(ordering(self._record, sent=iso(utc_now())))
         try:
             return self._scm.order(self._profile, self._change)
@@ -6271,7 +6552,7 @@ class Ordering:
     def collect(self) -> bool:
         """Ask once whether the certificate is there, and keep it if so."""
         change = self._change
-        cert_id = self.named or change.new.cert_id or ""
+        cert_id = self.cert_id
         self._result.cert_id = cert_id
         answer = self._download(cert_id)
         if change.new.cert_id != cert_id:  # the operator's, and SCM knows it
@@ -6283,8 +6564,18 @@ class Ordering:
             return False
         chain = check_issued(answer, self._order.csr or "", self._profile.names, utc_now())
         self._memory.keep(issue(self._record, chain))
-        self._result.reason = change.reason
         return True
+
+    @property
+    def cert_id(self) -> str:
+        """The id of the open order, or the one that the operator says it has."""
+        return self.named or self._change.new.cert_id or ""
+
+    def wait_text(self) -> str:
+        """Say what an order waits for, and since when."""
+        since = parse_iso(self._order.sent or self._change.started)
+        days = max(0, (utc_now() - since).days)
+        return f"{self._waits_for}, since {since:%Y-%m-%d}, {_count(days, 'day')}"
 
     def _download(self, cert_id: str) -> bytes | None:
         """Return what SCM issued for an order; None while it has nothing, or the old one, yet."""
@@ -6331,7 +6622,7 @@ class Ordering:
     def _check_turned_down(self, cert_id: str, words: str = "") -> None:
         """Ask for an order's status; AgentError (declined), kept, where it was turned down."""
         status = self._scm.status(cert_id)
-        self._result.reason = _STATUS_TEXTS.get(status, f"SCM says {status.lower()}")
+        self._waits_for = _STATUS_TEXTS.get(status, f"SCM says {status.lower()}")
         if status in _TURNED_DOWN:
             text = f"order {cert_id} was {status.lower()} in SCM" + (f": {words}" if words else "")
             refused = self._job.run.context.redactor.hide(text)
@@ -6609,8 +6900,18 @@ class Installer:
     # Prove
 
     def saved(self) -> None:
-        """Take note that the appliance saved its configuration."""
+        """Take note that the appliance saved its configuration; look once more at what it saved."""
+        if self._record.change:
+            self._view.refresh(self._profile.certkey)
         self._memory.keep(self.closed(dataclasses.replace(self._record, unsaved=False)))
+
+    def check_kept(self) -> None:
+        """Raise AgentError where the certkey does not hold any more what was installed."""
+        change, row = self._record.change, self._row
+        if change and (row is None or row.serial != change.new.serial):
+            text = f"{self._client.host}: {self._profile.certkey} does not hold what was installed"
+            way = "perhaps the appliance restarted; the next run installs it again"
+            raise AgentError("appliance", f"{text}: {way}")
 
     def closed(self, record: Record) -> Record:
         """Close a change whose certificate is installed, saved and, where required, proved."""
@@ -6665,11 +6966,16 @@ class Installer:
         self._memory.keep(dataclasses.replace(self._record, finishing=None))
 
     def fail_rollback(self, error: AgentError) -> None:
-        """Forget a rollback that the appliance refused: it must not stand in a renewal's way."""
-        new, row = open_change(self._record).new, self._row
-        is_done = row is not None and row.serial == new.serial
-        if not is_done and (isinstance(error, NitroError) or error.kind == "appliance"):
-            self._memory.try_to_keep(give_up(self._record))
+        """Forget a rollback that the appliance refused: it must not stand in a renewal's way.
+
+        Only its own no counts, and only where it was not carried out all the same.
+        """
+        if not (isinstance(error, NitroError) and error.code):
+            return
+        with contextlib.suppress(AgentError):
+            row = self._view.refresh(self._profile.certkey)
+            if row is None or row.serial != open_change(self._record).new.serial:
+                self._memory.keep(give_up(self._record))
 
 
 # ----- 16. Work -------------------------------------------------------------------------------
@@ -6694,6 +7000,7 @@ class Work:
         self._plan: Plan | None = None
         self._preview: list[str] = []
         self._is_begun = False
+        self._held: Certificate | None = None
         self._todo: list[Step] = []
         self._done: list[Step] = []
 
@@ -6737,14 +7044,14 @@ class Work:
 
     def blow(self, fuse: str) -> None:
         """Order nothing, because too much would be ordered; but let nothing lapse for that."""
-        end = self.result.not_after
-        if end is None or parse_iso(end) - utc_now() > LAPSE:
+        if self._held is None or not lapses(self._held, utc_now()):
             self.fail(AgentError("state", fuse))
 
     def begin(self) -> None:
         """Take up what was decided; a dry run tells it."""
         if self._plan is None:
             return
+        self._ordering.prepare(self._plan)
         steps = self._plan.steps(self.profile)
         self._is_begun = True
         if not self._run.dry_run:
@@ -6795,7 +7102,7 @@ class Work:
             self._memory.keep(dataclasses.replace(record, change=change))
 
     def _observe(self) -> Observed:
-        certificate = self._installed_certificate()
+        certificate = self._held = self._installed_certificate()
         managed = self._managed_id(certificate)
         change = self._record.change
         self.result.cert_id = (change.new.cert_id if change else None) or managed
@@ -6908,11 +7215,21 @@ class Work:
         """Ask once whether the certificate is there."""
         if self._ordering.collect():
             self._did(Step.COLLECT)
+            self._warn_of_lost_usages(self._installer.chain()[0])
+
+    def _warn_of_lost_usages(self, leaf: Certificate) -> None:
+        lost = set(self._held.usages if self._held else ()) - set(leaf.usages)
+        if lost and leaf.usages:
+            text = (
+                f"the new certificate is not for {_listed(lost)}, which the one in service is for"
+            )
+            self.result.warnings.append(f"{text}: see SCM's certificate profile where it is needed")
 
     def saved(self) -> None:
         """Take note that the appliance saved its configuration."""
         self._installer.saved()
         if self._todo[:1] == [Step.SAVE]:
+            self._installer.check_kept()
             self._did(Step.SAVE)
 
     # Reporting
@@ -6958,8 +7275,15 @@ class Work:
             self.result.fail(AgentError("state", text))
 
     def leave_pending(self) -> None:
-        self.result.outcome = "pending"
+        """End the waiting of this run; beside a certificate that ends, that is a failure."""
         self._todo = []
+        self.result.outcome, self.result.reason = "pending", self._ordering.wait_text()
+        if self._held and lapses(self._held, utc_now()):
+            text = f"order {self._ordering.cert_id} is still open, {self.result.reason}"
+            verb = "ended" if self._held.not_after <= utc_now() else "ends"
+            text += f", and what is installed {verb} at {iso(self._held.not_after)}"
+            self.has_failed = True
+            self.result.fail(AgentError("state", f"{text}: have the order approved or issued"))
 
     def take_stock(self) -> None:
         """Note how the profile stands now, as far as it was looked at, for status and metrics."""
@@ -6999,10 +7323,6 @@ def _growing(first: float, longest: float) -> Iterator[float]:
     while True:
         yield min(first, longest)
         first *= 1.5
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 def some_of(names: Sequence[str]) -> str:
@@ -7066,6 +7386,8 @@ class Crew:
     def _look(self) -> None:
         self._run.progress(f"{self._view.client.host}: reading", self._view.appliance.timeout)
         self._view.open()
+        if text := self._view.client.clock_text():
+            self._run.warn(f"{self._view.client.host}: {text}", "set the one that is wrong")
         self._each(self._works, Work.plan)
 
     def _act(self) -> None:
@@ -7143,7 +7465,7 @@ class Crew:
     def _save_for(self, works: Sequence[Work]) -> None:
         self._view.save()
         for work in works:
-            work.saved()
+            self._guarded([work], work.saved)
 
 
 def _by_address(crews: Iterable[Crew]) -> list[list[Crew]]:

@@ -22,6 +22,9 @@ POLICY = (
 )
 
 
+TODAY = f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d}"
+
+
 def failed(lab: Lab, *command: str) -> tuple[str, str]:
     """Run, expect a failure without a traceback, and return the error's kind and message."""
     outcome = lab.json(*(command or ("run",)))
@@ -251,7 +254,7 @@ def test_a_declined_order_stays_declined(lab: Lab) -> None:
     """Cron never pays twice for a no; the operator may order anew."""
     lab.scm.approval = "manual"
     lab.write_profile(enrollment={"max_wait": 0})
-    assert lab.json("run").profile()["reason"] == "awaiting approval in SCM"
+    assert lab.json("run").profile()["reason"] == f"awaiting approval in SCM, since {TODAY}, 0 days"
     (order,) = lab.scm.orders
     order.decline("not ours")
     kind, message = failed(lab)
@@ -272,7 +275,8 @@ def test_an_order_that_waits_is_pending_and_resumed(lab: Lab) -> None:
     outcome = lab("run", "--wait", "0")
     assert outcome.exit_code == 5
     (order,) = lab.scm.orders
-    assert outcome.text == f"www: pending, awaiting approval in SCM (order {order.cert_id})\n"
+    reason = f"awaiting approval in SCM, since {TODAY}, 0 days"
+    assert outcome.text == f"www: pending, {reason} (order {order.cert_id})\n"
     assert lab.json("run", "--dry-run").profile()["cert_id"] == order.cert_id
     listed = lab.json("list").document()["certificates"][0]["order"]
     assert (listed["cert_id"], listed["action"], listed["status"]) == (

@@ -454,8 +454,11 @@ def test_a_new_session_is_of_the_partition_too(tenant: Lab, part: str) -> None:
             tenant.appliance.kill_sessions()
 
     tenant.appliance.server.before = before
+    # Where the configuration was changed before, a restart may have undone that: a later run looks.
+    is_changed = part != "sslcertreq"
+    assert tenant("run").exit_code == int(is_changed)
+    assert calls(tenant.appliance).count("POST nspartition?action=Switch") == 2 - int(is_changed)
     assert tenant("run").exit_code == 0
-    assert calls(tenant.appliance).count("POST nspartition?action=Switch") == 2
     assert killed
     assert not tenant.appliance.certkeys
     assert tenant.appliance.partition("tenant-a").saved
@@ -788,6 +791,7 @@ def test_requests_of_one_enrollment(lab: Lab) -> None:
     assert calls(lab.appliance, asked) == [
         *OPENING,
         "GET lbvserver?PAGE",
+        "GET systemfile",
         *NEW_KEY,
         "POST sslcertkey",
         "POST sslcertkey?action=link",
@@ -795,9 +799,10 @@ def test_requests_of_one_enrollment(lab: Lab) -> None:
         "PUT sslvserver_sslcertkey_binding",
         "GET sslvserver_sslcertkey_binding/vs_www",
         "POST nsconfig?action=save",
+        "GET sslcertkey/www",
         *CLOSING,
     ]
-    assert len(calls(lab.appliance, asked)) <= 19
+    assert len(calls(lab.appliance, asked)) <= 22
     assert [
         call.partition("?")[0].rpartition("/")[2] for call in lab.scm.server.calls(ordered)
     ] == [
@@ -815,10 +820,12 @@ def test_requests_of_one_renewal(lab: Lab) -> None:
     assert lab("run").exit_code == 0
     expected = [
         *OPENING,
+        "GET systemfile",
         *NEW_KEY,
         "POST sslcertkey?action=update",
         "GET sslcertkey/www",
         "POST nsconfig?action=save",
+        "GET sslcertkey/www",
         "GET lbvserver?PAGE",
     ]
     old = ["DELETE systemfile/www-TIME.key", "DELETE systemfile/www-TIME.crt"]
@@ -827,7 +834,7 @@ def test_requests_of_one_renewal(lab: Lab) -> None:
         assert lab("renew", "www").exit_code == 0
         told = calls(lab.appliance, asked)
         assert told == [*expected, CLOSING[0], *deleted, CLOSING[1]]
-        assert len(told) <= 17
+        assert len(told) <= 18 + len(deleted)
 
 
 def test_one_session_and_one_save_for_several_profiles(lab: Lab) -> None:

@@ -34,7 +34,8 @@ def served(lab: Lab, name: str = "vs_www") -> list[x509.Certificate]:
 
 def age(lab: Lab, days: int) -> None:
     """Let SCM issue as so many days ago, so that a certificate is that much nearer to its end."""
-    lab.scm.now = lambda: dt.datetime.now(dt.timezone.utc) - dt.timedelta(days=days)
+    lab.scm.now = lambda: utc_now() - dt.timedelta(days=days)
+    lab.scm.server.clock = utc_now
 
 
 def utc_now() -> dt.datetime:
@@ -423,7 +424,7 @@ def test_a_due_certificate_is_renewed_though_the_last_was_never_proved(lab: Lab)
     ("change", "message"),
     [
         ({"cert_type": 9}, "scm.yaml: cert_type: SCM offers 2, not 9"),
-        ({"term": 365}, "scm.yaml: term: type 2 is offered for 199, 99 days, not 365"),
+        ({"term": 90}, "scm.yaml: term: type 2 is offered for 199, 99 days, not 90"),
     ],
 )
 def test_type_and_term_are_checked_before_ordering(
@@ -435,6 +436,19 @@ def test_type_and_term_are_checked_before_ordering(
     lab.write_scm(**data)
     assert failed(lab) == ("config", message)
     assert not lab.scm.orders
+
+
+def test_a_term_that_became_too_long_is_the_longest_that_is_offered(lab: Lab) -> None:
+    """Public certificates become shorter by decree; nothing must lapse for a number in scm.yaml."""
+    use_admin(lab, by_login=False)
+    lab.write_profile()
+    lab.write_scm(api="admin", org_id=1, cert_type=2, term=365)
+    told = lab.json("run").profile()
+    assert told["outcome"] == "enrolled"
+    text = "scm.yaml: term: type 2 is offered for 199, 99 days, not 365: 199 days are ordered"
+    assert told["warnings"] == [text]
+    assert lab.scm.orders[0].term == 199
+    assert lab.json("renew", "www").profile()["warnings"] == [text]
 
 
 def test_the_admin_order_asks_for_what_the_profile_says(lab: Lab) -> None:

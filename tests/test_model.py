@@ -206,7 +206,9 @@ CASES = {
         having(RECORD, change=None), lambda r: agent.give_up(r, ["C3.key"]), {}
     ),
     "a change begun": Case(
-        having(RECORD, change=None), lambda r: agent.begin(r, ANOTHER), {"change": ANOTHER}
+        having(RECORD, change=None),
+        lambda r: agent.begin(r, ANOTHER),
+        {"change": ANOTHER, "latest": ANOTHER.started},
     ),
     "a rollback begun": Case(
         having(RECORD, change=None), lambda r: agent.begin(r, ROLLBACK), {"change": ROLLBACK}
@@ -217,7 +219,9 @@ CASES = {
         {"change": ROLLBACK, "litter": ("x.csr", *MADE)},
     ),
     "a change begun, which gives a rollback up": Case(
-        RESTORING, lambda r: agent.begin(r, CHANGE), {"change": CHANGE}
+        RESTORING,
+        lambda r: agent.begin(r, CHANGE),
+        {"change": CHANGE, "latest": CHANGE.started},
     ),
     "a renewal installed": Case(
         RECORD, agent.promote, {**PROMOTED, "litter": ("x.csr", "C3.csr", "A1.key", "A1.crt")}

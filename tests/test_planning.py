@@ -134,6 +134,7 @@ PLACED = {**CREATED, "sent": "2026-11-22T02:00:00Z"}
 UNSENT = with_order(**CREATED)
 UNKNOWN = with_order(**PLACED)
 WAITS = {**PLACED, "cert_id": "7"}
+LONG_AGO = {**WAITS, "sent": "2026-06-01T02:00:00Z"}
 PENDING = with_order(**WAITS)
 REFUSED = with_order(**WAITS, refused="order 7 was declined in SCM")
 FAILED = with_order(**WAITS, failed="a name is missing")
@@ -148,6 +149,8 @@ RESTORING = record(previous=OLD, change=rollback())
 ROLLED_BACK = record(rolled_back=True)
 DUE = certificate(66 * DAY)
 LAPSING = certificate(7 * DAY - SECOND)
+NEWER = certificate(serial="C3", lifetime=100 * DAY)  # began when NOW was, after the order
+NEWER_LAPSING = certificate(7 * DAY, serial="C3", lifetime=47 * DAY)
 TAKEN: dict[str, Any] = {"unbound": ("vs",), "conflicts": ("vs is taken",)}
 
 # The first cells of the README's decision table, in its order; to each, one or more cases.
@@ -180,6 +183,15 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
     },
     "rollback: an earlier one was cut off": {
         "": Planned("rolled_back", None, Step.INSTALL, seen(RESTORING), ROLL_BACK),
+    },
+    "rollback: an earlier one is installed and not finished": {
+        "": Planned(
+            "rolled_back",
+            None,
+            Step.VERIFY,
+            seen(record(previous=OLD, finishing="rolled_back", unverified=True)),
+            ROLL_BACK,
+        ),
     },
     "rollback: an order is open at SCM": {
         "waits": Refused("state", "order 7 is open", seen(PENDING), ROLL_BACK),
@@ -243,6 +255,26 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         ),
         "forced": Planned("enrolled", "enroll", NEW_KEY, seen(RESTORING), FORCE),
         "renew": Planned("renewed", "renew", NEW_KEY, seen(RESTORING), RENEW),
+    },
+    "the certkey holds something newer that is not on record: enroll --force, or 7 days or less "
+    "left (auto_renew: true)": {
+        "forced": Planned("enrolled", "enroll", NEW_KEY, seen(PENDING, certificate=NEWER), FORCE),
+        "a week left": Planned(
+            "renewed", "enroll", NEW_KEY, seen(with_order(**LONG_AGO), certificate=NEWER_LAPSING)
+        ),
+    },
+    "the certkey holds something newer that is not on record": {
+        "waits": Refused("state", "enroll --force www", seen(PENDING, certificate=NEWER)),
+        "issued": Refused("state", "order 7", seen(with_order(**ISSUED), certificate=NEWER)),
+        "unknown": Refused("state", "the record is old", seen(UNKNOWN, certificate=NEWER)),
+        "enroll": Refused("state", "serial C3", seen(PENDING, certificate=NEWER), ENROLL),
+        "a rollback": Refused("state", "a rollback is open", seen(RESTORING, certificate=NEWER)),
+        "a week left, not to be renewed": Refused(
+            "state",
+            "the record is old",
+            seen(with_order(**LONG_AGO), certificate=NEWER_LAPSING),
+            wanted=NOT_RENEWED,
+        ),
     },
     "of a rollback that was cut off": {
         "more than a week left": Planned(
@@ -344,6 +376,12 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
     "and not sent in the last 20 hours": {
         "forced": Planned("enrolled", "enroll", NEW_KEY, seen(UNKNOWN), FORCE),
         "lapsing": Planned("renewed", "renew", NEW_KEY, seen(UNKNOWN, certificate=LAPSING)),
+        "lapsing, sent while the clock was ahead": Planned(
+            "renewed",
+            "renew",
+            NEW_KEY,
+            seen(with_order(**CREATED, sent="2027-05-01T02:00:00Z"), certificate=LAPSING),
+        ),
         "a week left": Planned(
             "renewed", "renew", NEW_KEY, seen(UNKNOWN, certificate=certificate(7 * DAY))
         ),
@@ -406,6 +444,9 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         ),
     },
     "placed": {
+        "the certkey holds something older that is not on record": Planned(
+            "enrolled", None, Step.COLLECT, seen(PENDING, certificate=certificate(serial="C3"))
+        ),
         "waits": Planned("enrolled", None, Step.COLLECT, seen(PENDING)),
         "waits, enroll": Planned("enrolled", None, Step.COLLECT, seen(PENDING), ENROLL),
         "waits, forced": Planned("enrolled", None, Step.COLLECT, seen(PENDING), FORCE),
@@ -505,6 +546,31 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             REPLACE_ALL,
         ),
     },
+    "enroll, renew or replace: an earlier one is installed and not finished, and not due": {
+        "renew, not verified": Planned(
+            "renewed",
+            None,
+            Step.VERIFY,
+            seen(record(unverified=True, finishing="renewed")),
+            RENEW,
+        ),
+        "replace, not cleaned up": Planned(
+            "replaced", None, Step.CLEAN_UP, seen(record(finishing="replaced")), REPLACE
+        ),
+        "enroll": Planned(
+            "enrolled", None, Step.CLEAN_UP, seen(record(finishing="enrolled")), ENROLL
+        ),
+        "forced": Planned(
+            "enrolled", None, Step.CLEAN_UP, seen(record(finishing="enrolled")), FORCE
+        ),
+        "rolled back, not saved": Planned(
+            "rolled_back",
+            None,
+            Step.SAVE,
+            seen(record(finishing="rolled_back", rolled_back=True, unsaved=True)),
+            RENEW,
+        ),
+    },
     "renew": {
         "all, ordered before that": Planned(
             "renewed", "renew", NEW_KEY, seen(ordered(24 * HOUR)), RENEW_ALL
@@ -520,6 +586,15 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             RENEW_ALL,
         ),
         "": Planned("renewed", "renew", NEW_KEY, intent=RENEW),
+        "not finished, and due": Planned(
+            "renewed", "renew", NEW_KEY, seen(record(finishing="renewed"), certificate=DUE), RENEW
+        ),
+        "not finished, and revoked": Planned(
+            "renewed", "renew", NEW_KEY, seen(record(finishing="renewed", revoked="A1")), RENEW
+        ),
+        "not finished, and replaced by others": Planned(
+            "renewed", "enroll", NEW_KEY, seen(record(finishing="renewed"), certificate=NEW), RENEW
+        ),
         "names differ": Planned("renewed", "enroll", NEW_KEY, seen(CHANGED), RENEW),
         "not ours": Planned("renewed", "enroll", NEW_KEY, seen(NOT_OURS), RENEW),
         "not to be renewed": Planned("renewed", "renew", NEW_KEY, seen(), RENEW, NOT_RENEWED),
@@ -1015,6 +1090,46 @@ def test_what_is_warned_about() -> None:
         "rolled back by the operator (100 days left, window is 66 days): stays until "
         "citrixagent.py renew www, or 7 days before its end",
     )
+
+
+SHORT = 47 * DAY
+REPLACED = 16 * DAY  # was left of it
+
+
+@pytest.mark.parametrize(
+    ("window", "lifetime", "ordered", "days"),
+    [
+        pytest.param(agent.Window(), 198 * DAY, None, 66, id="a third"),
+        pytest.param(agent.Window(), SHORT, None, 15, id="a third of a short one"),
+        pytest.param(agent.Window(), 20 * DAY, None, 10, id="ten days at least"),
+        pytest.param(agent.Window(), 12 * DAY, None, 8, id="two thirds at most"),
+        pytest.param(agent.Window(), REPLACED, SHORT, 15, id="as the one it replaced"),
+        pytest.param(agent.Window(share=0.5), REPLACED, SHORT, 23, id="a share, likewise"),
+        pytest.param(agent.Window(days=5), REPLACED, SHORT, 5, id="days, whatever the lifetime"),
+        pytest.param(agent.Window(days=40), REPLACED, SHORT, 31, id="days, two thirds at most"),
+    ],
+)
+def test_the_window(
+    window: agent.Window, lifetime: dt.timedelta, ordered: dt.timedelta | None, days: int
+) -> None:
+    seconds = int(ordered.total_seconds()) if ordered else None
+    found = record(installed=generation(lifetime=seconds))
+    held = certificate(6 * DAY, lifetime)
+    plan = agent.decide(
+        other(window=window, auto_renew=False), seen(found, certificate=held), RENEW
+    )
+    assert plan.outcome == "renewed"
+    held = certificate(lifetime, lifetime)
+    reason = agent.decide(other(window=window), seen(found, certificate=held), RUN).reason
+    assert reason == f"{lifetime.days} days left, window is {days} days"
+
+
+def test_names_that_the_certificate_keeps_are_warned_about() -> None:
+    kept = record(installed=generation(unwanted=("api.example.com",)))
+    text = "the certificate still holds api.example.com, which was removed: SCM or the CA keeps it"
+    (warning,) = agent.decide(profile(), seen(kept), RUN).warnings
+    assert warning.startswith(text)
+    assert agent.decide(profile(), seen(kept, certificate=NEW), RUN).warnings == ()
 
 
 def test_what_a_rollback_puts_back() -> None:

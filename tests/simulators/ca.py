@@ -198,6 +198,8 @@ class Authority:
 
     def __init__(self) -> None:
         self.generation = 36
+        self.usages = [ExtendedKeyUsageOID.SERVER_AUTH]
+        self.added_names: Sequence[str] = ()  # put into every leaf, whatever was ordered
         self.serials = random_serials()
         self._signers = hierarchy()
 
@@ -229,6 +231,7 @@ class Authority:
         signer = self._signers["Private CA" if private else f"CA DV {kind}{self.generation}"]
         signer_id = _key_id(signer.certificate)
         common_name = [name for name in names[:1] if len(name) <= 64]  # the limit of X.520
+        all_names = dict.fromkeys((*names, *self.added_names))
         return (
             x509.CertificateBuilder()
             .subject_name(
@@ -246,9 +249,9 @@ class Authority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .add_extension(_usage(encipherment=is_rsa), critical=True)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(self.usages), critical=False)
             .add_extension(
-                x509.SubjectAlternativeName([general_name(name) for name in names]), critical=False
+                x509.SubjectAlternativeName(list(map(general_name, all_names))), critical=False
             )
             .sign(signer.key, _hash(signer.key))
         )
