@@ -5520,6 +5520,19 @@ class DiskSource:
         return one_line(printed.hide(self._redactor.hide(line)))[:500]
 
 
+class OutlineSource(DiskSource):
+    """A YAML file that is read for what it is about: nothing that it refers to is looked at."""
+
+    def open_to_others(self) -> bool:
+        return False
+
+    def resolve_bundle(self, path: str) -> str:
+        return path
+
+    def fetch(self, way: str, value: str) -> str:
+        return f"{way} {value}"
+
+
 def _yaml_files(folder: pathlib.Path) -> list[pathlib.Path]:
     found = [path for path in folder.glob("*.y*ml") if path.suffix in {".yaml", ".yml"}]
     return sorted(path for path in found if not path.name.startswith("."))
@@ -5608,7 +5621,6 @@ class Loaded:
 
     profiles: list[Profile] = dataclasses.field(default_factory=list)
     broken: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-    read: list[Profile] = dataclasses.field(default_factory=list)  # broken ones, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -5636,9 +5648,12 @@ def _each_once(sites: Iterable[Site]) -> list[Site]:
 class Home:
     """The folder with scm.yaml, agent.yaml, profiles/ and appliances/."""
 
-    def __init__(self, path: pathlib.Path, redactor: Redactor) -> None:
+    def __init__(
+        self, path: pathlib.Path, redactor: Redactor, kind: type[DiskSource] = DiskSource
+    ) -> None:
         self.path = path
         self._folder = path / "profiles"
+        self._kind = kind
         self._redactor = redactor
         self._appliances: dict[str, tuple[Appliance, list[str]]] = {}
         self._agent: tuple[Document, DiskSource] | None = None  # the defaults in agent.yaml
@@ -5656,8 +5671,19 @@ class Home:
                 texts.append(read_file(file))
         return frozenset(secret_variables(texts))
 
+    def outlines(self, files: Iterable[pathlib.Path]) -> list[Profile]:
+        """Read profiles for what they name, as far as they can be read: without their secrets."""
+        blind = Home(self.path, Redactor(), OutlineSource)
+        blind.load_settings()
+        return blind.readable(files)
+
+    def readable(self, files: Iterable[pathlib.Path]) -> list[Profile]:
+        """Read profiles as far as they can be read; what is wrong with them is not told."""
+        found = (self._load_profile(path, []) for path in files)
+        return [profile for profile in found if profile]
+
     def _source(self, path: pathlib.Path) -> DiskSource:
-        return DiskSource(path, self._redactor, lambda: self.secret_variables)
+        return self._kind(path, self._redactor, lambda: self.secret_variables)
 
     def load_scm(self) -> tuple[ScmConfig | None, list[str]]:
         path, problems = self.path / "scm.yaml", list[str]()
@@ -5707,7 +5733,9 @@ class Home:
     def profile_files(self, wanted: Sequence[str]) -> list[pathlib.Path]:
         """Return the files of the named profiles, or of all; UsageError where there is no such."""
         if wanted:
-            return list(dict.fromkeys(self._find(name) for name in wanted))
+            files = list(dict.fromkeys(self._find(name) for name in wanted))
+            self._elsewhere = [path for path in files if path.parent != self._folder]
+            return files
         return _yaml_files(self._folder)
 
     def _find(self, name: str) -> pathlib.Path:
@@ -5724,7 +5752,6 @@ class Home:
 
     def load_profiles(self, files: Sequence[pathlib.Path]) -> Loaded:
         """Read profiles; the problems of all files are found in one go."""
-        self._elsewhere = [path for path in files if path.parent != self._folder]
         problems: dict[pathlib.Path, list[str]] = {path: [] for path in files}
         read = {path: self._load_profile(path, problems[path]) for path in files}
         stems = collections.Counter(path.stem for path in files)
@@ -5733,7 +5760,7 @@ class Home:
                 text = f"{path}: another profile is named {path.stem} as well: rename one"
                 problems[path].append(text)
         shared = twins(profile for profile in read.values() if profile)
-        loaded = Loaded(read=[profile for profile in read.values() if profile])
+        loaded = Loaded()
         for path, profile in read.items():
             problems[path] += [f"{path}: {text}" for text in shared.get(path.stem, ())]
             if profile and not problems[path]:
@@ -9741,7 +9768,7 @@ def _survey_text(found: Sequence[Found], left_alone: Mapping[str, int], due: int
 def _survey_all(session: Session, sites: Sequence[Site]) -> list[Survey]:
     """Read all appliances in parallel; one that cannot be read is a failure of its own."""
     home, surveys = session.home, list[Survey]()
-    profiles = home.load_profiles(home.profile_files([])).read
+    profiles = home.outlines(home.profile_files([]))
     with concurrent.futures.ThreadPoolExecutor(max_workers=32) as pool:
         tasks = [Discovery(site, profiles, home, session.context).survey for site in sites]
         for task in [pool.submit(task) for task in tasks]:
@@ -11040,7 +11067,7 @@ def list_certificates(session: Session, names: Sequence[str], *, show_all: bool)
     report.certificates = found
     _, profiles = session.load(names)
     home = session.home
-    everybody = home.load_profiles(home.profile_files([])).profiles if show_all and names else []
+    everybody = home.outlines(home.profile_files([])) if show_all and names else []
     others = _by_place(everybody)
     for place, members in _by_place(profiles).items():
         try:

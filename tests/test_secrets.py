@@ -203,6 +203,24 @@ def test_a_command_does_not_see_the_other_secrets(
     assert not {*names, "CREDENTIALS_DIRECTORY"} & {*seen}
 
 
+def test_what_is_only_looked_up_fetches_no_secret(lab: Lab) -> None:
+    """Whose a certkey is stands in files; for that, no other profile's command is run."""
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    lab.write("agent.yaml", "defaults: {certificate: {country: GB}}\n")
+    command = "sh -c 'touch fetched; echo x'"
+    block = lab.citrix(password=None, password_command=command, ca_bundle="no.pem")
+    lab.write_profile("other", citrix=block, certificate={"name": "theirs", "wibble": SECRET})
+    lab.appliance.install("theirs", lab.ca_file.read_text())
+    rows = lab.json("list", "--all", "www").document()["certificates"]
+    owners = {row["certkey"]: row["profile"] for row in rows}
+    assert (owners["www"], owners["theirs"]) == ("www", "other")
+    lab.write_yaml("appliances/ns.yaml", lab.citrix())
+    found = lab.json("discover", "ns").document()["profiles"]
+    assert "theirs" not in {each["certkey"] for each in found}
+    assert not (lab.home / "profiles" / "fetched").exists()
+
+
 # ----- What may hold a value is never told --------------------------------------------------------
 
 
