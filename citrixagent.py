@@ -2287,15 +2287,17 @@ def _difference(profile: Profile, certificate: Certificate, installed: Generatio
     """
     wanted = set(profile.names)
     if installed and installed.ours and installed.serial == certificate.serial:
-        same = set(installed.names) == wanted and installed.names[0] == profile.names[0]
-    elif certificate.names:
-        same = covers(certificate.names, wanted)
+        names = installed.names
+        same = set(names) == wanted and names[0] == profile.names[0]
+    elif names := certificate.names:
+        same = covers(names, wanted)
     else:
-        same = covers([certificate.common_name], [profile.subject.common_name])
+        names = (certificate.common_name,)
+        same = covers(names, [profile.subject.common_name])
     if not same:
-        held, asked = _listed(certificate.names or [certificate.common_name]), _listed(wanted)
+        held, asked = _listed(names), _listed(wanted)
         if held == asked:
-            held, asked = f"{certificate.common_name} first", f"{profile.names[0]} first"
+            held, asked = f"{names[0]} first", f"{profile.names[0]} first"
         return f"the certificate is for {held}, the profile asks for {asked}"
     if certificate.key_type != profile.key_type:
         return f"the key is {certificate.key_type}, the profile asks for {profile.key_type}"
@@ -2321,7 +2323,7 @@ def _next_step(change: Change, seen: Observed) -> Step:
         Step.COLLECT: not order or bool(new.pem),
         Step.UPLOAD: not order or change.uploaded,
         Step.INSTALL: installed,
-        Step.LINK: installed and seen.linked,
+        Step.LINK: seen.linked,
         Step.BIND: not seen.unbound,
         Step.SAVE: not seen.record.unsaved,
     }
@@ -2511,7 +2513,6 @@ def _go_on(  # noqa: C901, PLR0911, PLR0912 - README's table, row by row
 ) -> Plan | None:
     """Decide while a change is open; None where it is given up."""
     order, new, name = change.order, change.new, profile.name
-    forced = intent.force and intent.command == "enroll"
     at_stake = _is_at_stake(profile, seen)
     # of a rollback that was cut off: enroll, renew or replace, or 7 days or less left
     # (auto_renew: true)
@@ -2520,7 +2521,7 @@ def _go_on(  # noqa: C901, PLR0911, PLR0912 - README's table, row by row
     is_overtaken = _is_overtaken(seen, change)
     # the certkey holds something newer that is not on record: enroll --force, or 7 days or less
     # left (auto_renew: true)
-    if is_overtaken and (forced or at_stake):
+    if is_overtaken and (intent.force or at_stake):
         return None
     # the certkey holds something newer that is not on record
     if is_overtaken:
@@ -2547,13 +2548,13 @@ def _go_on(  # noqa: C901, PLR0911, PLR0912 - README's table, row by row
     is_old = age > _A_NIGHT or age < dt.timedelta(0)  # the clock was ahead
     # sent, unknown whether it arrived: enroll --force, or 7 days or less left (auto_renew: true)
     # and not sent in the last 20 hours
-    if new.cert_id is None and (forced or (at_stake and is_old)):
+    if new.cert_id is None and (intent.force or (at_stake and is_old)):
         return None
     # sent, unknown whether it arrived
     if new.cert_id is None:
         raise AgentError("unknown_outcome", unknown_outcome_text(name, change))
     # placed, but it failed, or no longer covers the profile: enroll --force
-    if forced and (order.failed or not _still_serves(profile, new)):
+    if intent.force and (order.failed or not _still_serves(profile, new)):
         return None
     # placed, but it no longer covers the profile
     if not _still_serves(profile, new):

@@ -179,6 +179,11 @@ CASES = {
         lambda r: failed(r, file_missing=True, key_lost=False),
         {"change.order.failed": "why", "change.uploaded": False},
     ),
+    "a failure before the upload": Case(
+        having(with_order(failed=None), change=dataclasses.replace(CHANGE, uploaded=False)),
+        lambda r: failed(r, file_missing=False, key_lost=True),
+        {"change.order.failed": "why"},
+    ),
     "a failure for want of the key": Case(
         with_order(failed=None, key_lost=False),
         lambda r: failed(r, file_missing=True, key_lost=True),

@@ -70,7 +70,7 @@ def change(**values: Any) -> Change:
 
 
 def rollback(**values: Any) -> Change:
-    return change(order=None, outcome="rolled_back", new=OLD, **values)
+    return change(**{"order": None, "outcome": "rolled_back", "new": OLD, **values})
 
 
 def seen(record: Record | None = None, **changes: Any) -> Observed:
@@ -151,11 +151,19 @@ DUE = certificate(66 * DAY)
 LAPSING = certificate(7 * DAY - SECOND)
 NEWER = certificate(serial="C3", lifetime=100 * DAY)  # began when NOW was, after the order
 NEWER_LAPSING = certificate(7 * DAY, serial="C3", lifetime=47 * DAY)
+WILDCARD = dataclasses.replace(certificate(), names=("*.example.com", "example.com"))
+ADOPTED_WILDCARD = record(installed=generation(cert_id=None, ours=False, names=WILDCARD.names))
+NAMELESS = dataclasses.replace(certificate(), names=())
+REORDERED = record(installed=generation(names=(*NAMES[1:], NAMES[0])))
+NO_HANDSHAKE = other(handshake="off")
+AFRESH = certificate(190 * DAY)
+AS_TEXT = "192.0.2.10, example.com, www.example.com"
 TAKEN: dict[str, Any] = {"unbound": ("vs",), "conflicts": ("vs is taken",)}
 
 # The first cells of the README's decision table, in its order; to each, one or more cases.
 SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
     "enroll --cert-id: no order is open": {
+        "a rollback is": Refused("state", "has no open order", seen(RESTORING), ADOPT),
         "": Refused("state", "has no open order", intent=ADOPT),
         "no CSR": Refused(
             "state", "has no key here", seen(with_order(key_created=True)), intent=ADOPT
@@ -229,6 +237,12 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         ),
     },
     "rollback: the previous certificate was revoked by the operator": {
+        "while it was not in service": Refused(
+            "state",
+            "the previous certificate of www was revoked by the operator",
+            seen(record(previous=generation("A0", revoked=True)), previous=BEFORE_IT),
+            ROLL_BACK,
+        ),
         "": Refused(
             "state",
             "the previous certificate of www was revoked by the operator",
@@ -277,6 +291,12 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         ),
     },
     "of a rollback that was cut off": {
+        "to what others had installed": Planned(
+            "rolled_back",
+            None,
+            Step.INSTALL,
+            seen(record(change=rollback(new=generation("A0", cert_id=None, ours=False)))),
+        ),
         "more than a week left": Planned(
             "rolled_back",
             None,
@@ -447,6 +467,9 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         "the certkey holds something older that is not on record": Planned(
             "enrolled", None, Step.COLLECT, seen(PENDING, certificate=certificate(serial="C3"))
         ),
+        "waits, a week left": Planned(
+            "enrolled", None, Step.COLLECT, seen(PENDING, certificate=certificate(7 * DAY))
+        ),
         "waits": Planned("enrolled", None, Step.COLLECT, seen(PENDING)),
         "waits, enroll": Planned("enrolled", None, Step.COLLECT, seen(PENDING), ENROLL),
         "waits, forced": Planned("enrolled", None, Step.COLLECT, seen(PENDING), FORCE),
@@ -523,6 +546,7 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         "it was there": Planned("enrolled", "enroll", NEW_KEY, seen(certificate=None)),
     },
     "renew --all, replace --all: ordered in the last 24 hours": {
+        "this second": Planned("unchanged", None, None, seen(ordered(0 * DAY)), RENEW_ALL),
         "renew": Planned("unchanged", None, None, seen(JUST_ORDERED), RENEW_ALL),
         "replace": Planned("unchanged", None, None, seen(JUST_ORDERED), REPLACE_ALL),
         "to the second": Planned(
@@ -572,6 +596,8 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         ),
     },
     "renew": {
+        "all, ordered nobody knows when": Planned("renewed", "renew", NEW_KEY, intent=RENEW_ALL),
+        "ordered an hour ago": Planned("renewed", "renew", NEW_KEY, seen(JUST_ORDERED), RENEW),
         "all, ordered before that": Planned(
             "renewed", "renew", NEW_KEY, seen(ordered(24 * HOUR)), RENEW_ALL
         ),
@@ -630,6 +656,7 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         "rolled back": Refused("state", "enroll --force www", seen(ROLLED_BACK), ENROLL),
     },
     "enroll": {
+        "revoked at SCM": Planned("enrolled", "enroll", NEW_KEY, seen(revoked=True), ENROLL),
         "forced": Planned("enrolled", "enroll", NEW_KEY, intent=FORCE),
         "revoked": Planned("enrolled", "enroll", NEW_KEY, seen(record(revoked="A1")), ENROLL),
     },
@@ -673,6 +700,12 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         ),
     },
     "due or expired (auto_renew: true)": {
+        "rolled back, replaced by others": Planned(
+            "renewed",
+            "enroll",
+            NEW_KEY,
+            seen(ROLLED_BACK, certificate=certificate(30 * DAY, serial="B2")),
+        ),
         "to the second": Planned("renewed", "renew", NEW_KEY, seen(certificate=DUE)),
         "in days": Planned(
             "renewed",
@@ -726,11 +759,19 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         ),
     },
     "names or key type differ, on_change: replace, managed": {
+        "another common name": Planned("replaced", "replace", NEW_KEY, seen(REORDERED)),
         "names": Planned("replaced", "replace", NEW_KEY, seen(CHANGED)),
         "key type": Planned("replaced", "replace", NEW_KEY, wanted=other(key_type="RSA-2048")),
         "not linked": Planned("replaced", "replace", NEW_KEY, seen(CHANGED, linked=False)),
     },
     "names or key type differ": {
+        "names not known, another common name": Planned(
+            "enrolled",
+            "enroll",
+            NEW_KEY,
+            seen(NOT_OURS, certificate=NAMELESS),
+            wanted=other(subject=dataclasses.replace(profile().subject, common_name="x.example")),
+        ),
         "on_change: enroll": Planned(
             "enrolled", "enroll", NEW_KEY, seen(CHANGED), wanted=other(on_change="enroll")
         ),
@@ -793,13 +834,44 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         ),
     },
     "installed by an earlier run, not cleaned up": {
-        outcome: Planned(outcome, None, Step.CLEAN_UP, seen(record(finishing=outcome)))
-        for outcome in ("enrolled", "renewed", "replaced")
+        "nor verified, without a handshake": Planned(
+            "renewed",
+            None,
+            Step.CLEAN_UP,
+            seen(record(unverified=True, finishing="renewed")),
+            wanted=NO_HANDSHAKE,
+        ),
+        **{
+            outcome: Planned(outcome, None, Step.CLEAN_UP, seen(record(finishing=outcome)))
+            for outcome in ("enrolled", "renewed", "replaced")
+        },
     },
     "files without a use are left": {
         "": Planned("unchanged", None, Step.CLEAN_UP, seen(record(litter=("x.csr",)))),
     },
     "none of these": {
+        "not verified, without a handshake": Planned(
+            "unchanged", None, None, seen(record(unverified=True)), wanted=NO_HANDSHAKE
+        ),
+        "on_change is report": Planned("unchanged", wanted=other(on_change="report")),
+        "7 days left, but not due; not to be renewed": Planned(
+            "unchanged",
+            None,
+            None,
+            seen(certificate=LAPSING),
+            wanted=other(auto_renew=False, window=agent.Window(days=3)),
+        ),
+        "not ours, with more names": Planned(
+            "unchanged",
+            None,
+            None,
+            seen(ADOPTED_WILDCARD, certificate=WILDCARD),
+            wanted=other(names=("www.example.com",)),
+        ),
+        "other names were ordered, but replaced by others": Planned(
+            "unchanged", None, None, seen(CHANGED, certificate=NEW)
+        ),
+        "names not known": Planned("unchanged", None, None, seen(NOT_OURS, certificate=NAMELESS)),
         "": Planned("unchanged"),
         "due in a second": Planned(
             "unchanged", None, None, seen(certificate=certificate(66 * DAY + SECOND))
@@ -841,6 +913,12 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         ),
     },
     "taken": {
+        "with consent to an order that was given up": Refused(
+            "state",
+            "vs is taken: unbind it",
+            seen(with_order(**WAITS, refused="x", take_over=True), certificate=None, **TAKEN),
+            wanted=OTHER_SUBJECT,
+        ),
         "nothing is installed": Refused(
             "state", "vs is taken: unbind it", seen(NOT_OURS, certificate=None, **TAKEN)
         ),
@@ -1075,8 +1153,51 @@ def test_the_digest_of_a_wish_outlasts_upgrades() -> None:
 
 
 def test_without_a_handshake_nothing_is_verified() -> None:
-    plan = agent.decide(other(handshake="off"), after(0, JOURNEYS[0]), RUN)
-    assert Step.VERIFY not in plan.steps(other(handshake="off"))
+    plan = agent.decide(NO_HANDSHAKE, after(0, JOURNEYS[0]), RUN)
+    assert plan.steps(NO_HANDSHAKE) == tuple(s for s in agent.PIPELINE if s is not Step.VERIFY)
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (seen(CHANGED), "the certificate is for www.example.com, the profile asks for " + AS_TEXT),
+        (
+            seen(NOT_OURS, certificate=dataclasses.replace(certificate(), names=NAMES[1:])),
+            "the certificate is for 192.0.2.10, example.com, the profile asks for " + AS_TEXT,
+        ),
+        (
+            seen(NOT_OURS, certificate=dataclasses.replace(NAMELESS, common_name="x.example")),
+            "the certificate is for x.example, the profile asks for " + AS_TEXT,
+        ),
+        (
+            seen(REORDERED),
+            "the certificate is for example.com first, the profile asks for www.example.com first",
+        ),
+        (
+            seen(certificate=dataclasses.replace(certificate(), key_type="RSA-2048")),
+            "the key is RSA-2048, the profile asks for ECDSA-P256",
+        ),
+        (seen(certificate=DUE), "66 days left, window is 66 days"),
+        (seen(certificate=certificate(SECOND)), "0 days left, window is 66 days"),
+        (seen(certificate=certificate(0 * DAY)), "expired at 2026-11-23T02:00:00Z"),
+        (seen(unbound=("vs_a", "vs_b")), "not bound to vs_a, vs_b"),
+    ],
+)
+def test_the_reason_that_is_given(found: Observed, reason: str) -> None:
+    assert agent.decide(profile(), found, RUN).reason == reason
+
+
+def test_what_an_order_goes_on_with_under_the_id_that_the_operator_names() -> None:
+    plan = agent.decide(profile(), seen(UNKNOWN), ADOPT)
+    assert plan.resumes
+    assert plan.cert_id == "9"
+
+
+def test_what_is_well_is_not_warned_about() -> None:
+    for found in (seen(), seen(certificate=DUE), seen(NOT_OURS)):
+        plan = agent.decide(profile(), found, RUN)
+        assert (plan.warnings, plan.notices) == ((), ())
+    assert agent.decide(NOT_RENEWED, seen(), RUN).warnings == ()
 
 
 def test_what_is_warned_about() -> None:
@@ -1085,6 +1206,8 @@ def test_what_is_warned_about() -> None:
     plan = agent.decide(other(window=agent.Window(days=300)), seen(), RUN)
     words = "renewal.expiry_window is longer than two thirds of the certificate's lifetime"
     assert plan.notices == (f"{words}: 132 days are used",)
+    plan = agent.decide(other(window=agent.Window(days=300)), seen(certificate=AFRESH), RUN)
+    assert (plan.outcome, len(plan.notices)) == ("unchanged", 1)
     plan = agent.decide(profile(), seen(ROLLED_BACK), RUN)
     assert plan.warnings == (
         "rolled back by the operator (100 days left, window is 66 days): stays until "
