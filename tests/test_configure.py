@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import socket
 import stat
 import sys
 import time
@@ -336,6 +337,37 @@ def test_a_second_appliance_and_a_profile_there(new: Lab) -> None:
         write(terminal, "profiles/wildcard.example.com.yaml")
         assert terminal.end() == 0
         assert not second.sessions
+
+
+def test_the_place_to_play(tmp_path: pathlib.Path) -> None:
+    """`tests/demo --stay`: what its first words say to try works, and nothing stays running."""
+    environment = {"TERM": "xterm", "PATH": os.environ["PATH"], "SHELL": "/bin/sh", "PS1": "$ "}
+    environment["CITRIXAGENT_DEMO"] = str(tmp_path)
+    child = pexpect.spawn(
+        sys.executable,
+        [str(PROGRAM.parent / "tests" / "demo"), "--stay"],
+        env=environment,
+        timeout=60,
+        encoding="utf-8",
+    )
+    child.expect_exact("exit ends it all")
+    for command, shown in {
+        "citrixagent discover --write": "5 certificates without a profile; 0 left alone",
+        "citrixagent run --dry-run": "5 profiles: ",
+        "citrixagent renew api-v2": "api-v2: renewed",
+        "citrixagent rollback api-v2": "api-v2: rolled back",
+        "citrixagent list": "rolled back",
+    }.items():
+        child.sendline(command)
+        child.expect_exact(shown)
+    host = yaml.safe_load((tmp_path / "home" / "appliances" / "ns1.yaml").read_text())["host"]
+    child.sendline("exit")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    address, port = host.split(":")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((address, int(port)))
 
 
 def test_configure_needs_a_terminal(new: Lab) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import functools
+import pathlib
 import re
 import shutil
+import subprocess
+import sys
 import typing
 
 import click.testing
@@ -150,3 +153,28 @@ def test_the_policy_in_the_readme_is_the_one_that_advice_is_taken_from() -> None
 
 def test_the_readme_speaks_of_this_version() -> None:
     assert f"### {citrixagent.__version__}" in README
+
+
+UNITS = re.findall(r"<!-- unit: (\S+) -->\n```ini\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_units_in_the_readme_are_those_of_systemd(tmp_path: pathlib.Path) -> None:
+    """``systemd-analyze verify`` knows every line; no path but the program's has to exist."""
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("there is no systemd-analyze")
+    assert [name for name, _ in UNITS] == ["citrixagent.service", "citrixagent.timer"]
+    for name, text in UNITS:
+        own = text.replace("/opt/citrixagent/venv/bin/python", sys.executable)
+        (tmp_path / name).write_text(own)
+    files = [str(tmp_path / name) for name, _ in UNITS]
+    done = subprocess.run([analyze, "verify", *files], capture_output=True, text=True, check=False)
+    told = [line for line in done.stderr.splitlines() if "citrixagent" in line]
+    assert (done.returncode, told) == (0, []), done.stderr
+
+
+def test_the_readme_leads_to_what_it_names() -> None:
+    """Each link inside leads to a heading."""
+    headings = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    anchors = {re.sub(r"[^a-z0-9 _-]", "", each.lower()).replace(" ", "-") for each in headings}
+    assert {link for link in re.findall(r"\]\(#([^)]+)\)", README) if link not in anchors} == set()
