@@ -3155,12 +3155,37 @@ def make_pools(tls: Tls, proxy: str) -> urllib3.PoolManager:
     return manager
 
 
+@dataclasses.dataclass(frozen=True)
+class Presented:
+    """What a TLS server presents: its certificate (DER), and how many it sends in all.
+
+    How many it sends is not known where the TLS library does not tell (None).
+    """
+
+    certificate: bytes
+    chain_length: int | None
+
+
+def _chain_length(tls: ssl.SSLSocket) -> int | None:
+    """Count what was sent; Python has a public way to that only since 3.13."""
+    for source in (tls, getattr(tls, "_sslobj", None)):
+        if read := getattr(source, "get_unverified_chain", None):
+            return len(read() or ())
+    return None
+
+
+def _shown(
+    context: ssl.SSLContext, address: tuple[str, int], name: str | None, exchange: Exchange
+) -> Presented:
+    wrap = functools.partial(context.wrap_socket, server_hostname=name)
+    with exchanging(exchange), _dial(*address) as connection, wrap(connection) as tls:
+        return Presented(tls.getpeercert(binary_form=True) or b"", _chain_length(tls))
+
+
 def _presented(
     context: ssl.SSLContext, address: tuple[str, int], name: str | None, exchange: Exchange
 ) -> bytes:
-    wrap = functools.partial(context.wrap_socket, server_hostname=name)
-    with exchanging(exchange), _dial(*address) as connection, wrap(connection) as tls:
-        return tls.getpeercert(binary_form=True) or b""
+    return _shown(context, address, name, exchange).certificate
 
 
 class _TooLongError(Exception):
@@ -3417,10 +3442,10 @@ class Transport:
         )
 
 
-def presented_certificate(
+def presented(
     address: tuple[str, int], server_name: str | None, key_type: str, interrupt: Interrupt
-) -> bytes:
-    """Return the DER certificate that a TLS server presents; OSError where there is none.
+) -> Presented:
+    """Return what a TLS server presents; OSError where that is nothing.
 
     Where a server holds certificates of both key types, the one of ``key_type`` is asked for: only
     TLS 1.2 lets a client choose, so a server without it is asked once more, without a choice.
@@ -3432,11 +3457,18 @@ def presented_certificate(
     exchange = Exchange(_PROBE, interrupt)
     try:
         with contextlib.suppress(ssl.SSLError):
-            return _presented(context, address, server_name, exchange)
-        return _presented(tls_context(_UNVERIFIED), address, server_name, exchange)
+            return _shown(context, address, server_name, exchange)
+        return _shown(tls_context(_UNVERIFIED), address, server_name, exchange)
     except TimeoutError:
         interrupt.check()
         raise
+
+
+def presented_certificate(
+    address: tuple[str, int], server_name: str | None, key_type: str, interrupt: Interrupt
+) -> bytes:
+    """Return the DER certificate that a TLS server presents; OSError where there is none."""
+    return presented(address, server_name, key_type, interrupt).certificate
 
 
 def fingerprint_in_words(certificate: bytes) -> str:
@@ -9317,11 +9349,17 @@ class Session:
 
     def load(self, names: Sequence[str]) -> tuple[ScmConfig, list[Profile]]:
         """Read all configuration; AgentError (config) where nothing can be done with it."""
+        with self.reading():
+            return self._load(names)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let a signal end the reading of files at once: commands that give secrets take time."""
         interrupt = self.context.interrupt
         interrupt.check()
-        interrupt.at_once = True  # a command that gives a secret may take its time
+        interrupt.at_once = True
         try:
-            return self._load(names)
+            yield
         finally:
             interrupt.at_once = False
 
@@ -9329,22 +9367,30 @@ class Session:
         files = self.home.profile_files(names)
         config, problems = self.home.load_scm()
         self.proxy = config.proxy if config else None
+        profiles = self.load_profiles(files, problems)
+        if not files:
+            folder = self.app.home / "profiles"
+            problems.append(f"{folder}: holds no profile: copy example_cert_config.yaml into it")
+        if problems or config is None:
+            raise AgentError("config", "\n".join(problems))
+        self.report.nothing_usable = not profiles
+        return config, profiles
+
+    def load_profiles(self, files: Sequence[pathlib.Path], problems: list[str]) -> list[Profile]:
+        """Return the usable profiles; what is wrong with the others stands in the report.
+
+        What must stop the program, whatever the profiles say, is added to ``problems``.
+        """
         self.settings, found = self.home.load_settings()
         if found:  # else what is wrong with channels stops nothing
             problems += dict.fromkeys((*found, *self.settings.problems))
         loaded = self.home.load_profiles(files)
-        for name, found in loaded.broken.items():
+        for name, wrong in loaded.broken.items():
             result = Result(name)
-            result.fail(AgentError("config", "\n".join(dict.fromkeys(found))))
+            result.fail(AgentError("config", "\n".join(dict.fromkeys(wrong))))
             self.report.results.append(result)
-        if not files:
-            folder = self.app.home / "profiles"
-            problems.append(f"{folder}: holds no profile: copy example_cert_config.yaml into it")
         self.report.warnings += dict.fromkeys(self.home.warnings)
-        if problems or config is None:
-            raise AgentError("config", "\n".join(problems))
-        self.report.nothing_usable = not loaded.profiles
-        return config, loaded.profiles
+        return loaded.profiles
 
     def lock(self) -> None:
         """Keep other runs out until the results are written down."""
@@ -10967,58 +11013,207 @@ def _order_document(change: Change | None) -> Document | None:
     }
 
 
-def _certificate_document(
-    view: View, certkey: str, profile: Profile | None, records: Mapping[str, Record]
-) -> Document:
-    row = view.certkeys.get(certkey)
-    record = records[profile.name] if profile else Record("")
-    certificate = _listed_certificate(view, row, record) if row else None
-    bound = view.bindings_of(certkey)
-    return {
-        "appliance": view.client.host,
-        "certkey": certkey,
-        **_certificate_fields(certificate),
-        "virtual_servers": [{"name": each.virtual_server, "sni": each.sni} for each in bound],
-        "profile": profile.name if profile else None,
-        "order": _order_document(record.change),
-        "managed": profile is not None,
-    }
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a list is asked for: every certkey, and what is presented and said of them."""
+
+    all: bool = False
+    served: bool = False
 
 
-def _record_for_list(session: Session, profile: Profile) -> Record:
-    """Return a profile's record; one that cannot be read hides nothing else."""
-    try:
-        return session.store.load(profile.name)
-    except AgentError as error:
-        session.report.failures.append(error)
-        return Record(profile.name)
+@dataclasses.dataclass
+class Place:
+    """An appliance to list, its profiles to show, and others that may own some of its certkeys."""
+
+    appliance: Appliance
+    profiles: list[Profile]
+    others: list[Profile]
 
 
-def _list_appliance(
-    session: Session, profiles: Sequence[Profile], others: Sequence[Profile], show_all: bool
-) -> list[Document]:
-    """Return what one appliance holds of ``profiles``, or all; ``others`` may own some of it."""
-    appliance = profiles[0].appliance
-    view = View(appliance, session.context)
-    owners = {each.certkey: each for each in (*others, *profiles)}
-    try:
-        view.open(standby=True)
-        wanted = [profile.certkey for profile in profiles]
-        names = dict.fromkeys((*wanted, *(view.certkeys if show_all else ())))
-        shown = [owners[name] for name in names if name in owners]
-        records = {profile.name: _record_for_list(session, profile) for profile in shown}
-        return [_certificate_document(view, name, owners.get(name), records) for name in names]
-    finally:
-        view.close()
+class Listing:
+    """Reads what one appliance holds, and what stands for it in records and files."""
+
+    def __init__(
+        self, session: Session, place: Place, wanted: Wanted, failed: set[str], scm: Sectigo | None
+    ) -> None:
+        self._session = session
+        self._place = place
+        self._wanted = wanted
+        self._failed = failed  # profiles whose last command failed
+        self._scm = scm
+        self._view = View(place.appliance, session.context)
+
+    def read(self) -> list[Document]:
+        """Return the certkeys of the profiles, or all."""
+        owners = {each.certkey: each for each in (*self._place.others, *self._place.profiles)}
+        progress = self._session.report.console.progress
+        progress(f"{self._place.appliance.host}: reading", self._place.appliance.timeout)
+        try:
+            self._view.open(standby=True)
+            names = dict.fromkeys(profile.certkey for profile in self._place.profiles)
+            names |= dict.fromkeys(self._view.certkeys if self._wanted.all else ())
+            return [self._describe(name, owners.get(name)) for name in names]
+        finally:
+            self._view.close()
+            progress("")
+
+    def _describe(self, certkey: str, profile: Profile | None) -> Document:
+        row = self._view.certkeys.get(certkey)
+        record = self._record(profile) if profile else Record("")
+        certificate = _listed_certificate(self._view, row, record) if row else None
+        bound = self._view.bindings_of(certkey)
+        document = {
+            "appliance": self._view.client.host,
+            "certkey": certkey,
+            **_certificate_fields(certificate),
+            "virtual_servers": [{"name": each.virtual_server, "sni": each.sni} for each in bound],
+            "profile": profile.name if profile else None,
+            "order": _order_document(record.change),
+            "managed": profile is not None,
+            "state": "unmanaged",
+            "renews": None,
+        }
+        if profile:
+            failed = profile.name in self._failed
+            stands = profile_standing(profile, record, certificate, failed=failed)
+            document |= {"state": stands.state, "renews": stands.renews}
+        if self._wanted.served:
+            document["served"] = [self._served(each, certificate, profile) for each in bound]
+            document["scm_status"] = self._status(record, certificate)
+        return document
+
+    def _record(self, profile: Profile) -> Record:
+        """Return a profile's record; one that cannot be read hides nothing else."""
+        try:
+            return self._session.store.load(profile.name)
+        except AgentError as error:
+            self._session.report.failures.append(error)
+            return Record(profile.name)
+
+    def _status(self, record: Record, certificate: Certificate | None) -> str | None:
+        """Return what SCM says of a certificate that this tool ordered."""
+        installed = record.installed
+        if not (self._scm and installed and installed.cert_id and certificate):
+            return None
+        if installed.serial != certificate.serial:
+            return None
+        try:
+            return self._scm.status(installed.cert_id)
+        except AgentError as error:
+            self._session.report.failures.append(error)
+            return None
+
+    # What virtual servers present
+
+    def _served(
+        self, binding: Binding, certificate: Certificate | None, profile: Profile | None
+    ) -> Document:
+        found: Document = {"virtual_server": binding.virtual_server}
+        found |= dict.fromkeys(("host", "port", "serial", "issuer", "chain_length"))
+        try:
+            found["host"], found["port"] = self._address_of(binding.virtual_server, profile)
+            name = self._server_name(binding, certificate)
+            address = (found["host"], found["port"])
+            key_type = certificate.key_type if certificate else ""
+            shown = presented(address, name, key_type, self._session.context.interrupt)
+            leaf = read_certificate(shown.certificate)
+        except AgentError as error:
+            return found | {"ok": False, "message": error.message}
+        except OSError as error:
+            return found | {"ok": False, "message": _words(error)}
+        except ValueError:
+            return found | {"ok": False, "message": "it presents no certificate"}
+        found |= {"serial": shown_serial(leaf.serial), "issuer": leaf.issuer}
+        is_it = certificate is not None and leaf.serial == certificate.serial
+        text = "" if is_it else f"it presents another certificate ({leaf.common_name})"
+        return found | {"chain_length": shown.chain_length, "ok": is_it, "message": text}
+
+    def _address_of(self, name: str, profile: Profile | None) -> tuple[str, int]:
+        """Return where a virtual server is reached; AgentError where that is not known."""
+        servers = profile.virtual_servers if profile else ()
+        named = next((each for each in servers if each.name == name), None)
+        if named and named.connect:
+            return named.connect
+        kinds = [named.kind] if named else list(VIRTUAL_SERVER_KINDS)
+        for kind in kinds:
+            with contextlib.suppress(AgentError):
+                row = self._view.virtual_server(VirtualServer(name, kind, None))
+                if row.port and row.address not in {"", "0.0.0.0", "::"}:  # noqa: S104
+                    return row.address, row.port
+        raise AgentError("appliance", "it has no address of its own, or none that is known")
+
+    def _server_name(self, binding: Binding, certificate: Certificate | None) -> str | None:
+        """Return the name to ask for; none where an SNI certificate would answer in its place."""
+        server = VirtualServer(binding.virtual_server, "load_balancing", None, binding.sni)
+        if certificate is None or (not binding.sni and self._view.has_sni(server)):
+            return None
+        return certificate.common_name.replace("*", "citrixagent", 1) or None
 
 
-def _by_place(profiles: Iterable[Profile]) -> dict[object, list[Profile]]:
-    """Group profiles by what they look at, however they get there."""
-    groups: dict[object, list[Profile]] = {}
+def _key_of(appliance: Appliance) -> object:
+    """Return what an appliance is known by, however it is reached."""
+    return appliance.addresses, appliance.partition
+
+
+def _listed_place(places: dict[object, Place], appliance: Appliance) -> Place:
+    return places.setdefault(_key_of(appliance), Place(appliance, [], []))
+
+
+def _places(session: Session, names: Sequence[str], wanted: Wanted) -> list[Place]:
+    """Return the appliances to list; with ``--all`` also those that no profile names."""
+    home, problems = session.home, list[str]()
+    files = home.profile_files(names)
+    profiles = session.load_profiles(files, problems)
+    if not (files or wanted.all):
+        text = "holds no profile: copy example_cert_config.yaml into it, or list --all"
+        problems.append(f"{home.path / 'profiles'}: {text}")
+    if problems:
+        raise AgentError("config", "\n".join(problems))
+    session.report.nothing_usable = bool(files) and not (profiles or wanted.all)
+    everybody = home.outlines(home.profile_files([])) if wanted.all and names else []
+    places: dict[object, Place] = {}
     for profile in profiles:
-        place = (profile.appliance.addresses, profile.appliance.partition)
-        groups.setdefault(place, []).append(profile)
-    return groups
+        _listed_place(places, profile.appliance).profiles.append(profile)
+    sites, wrong = home.sites([]) if wanted.all and not names else ([], [])
+    session.report.failures += [AgentError("config", problem) for problem in wrong]
+    for site in sites:
+        _listed_place(places, site.appliance)
+    for profile in everybody:
+        if _key_of(profile.appliance) in places:
+            _listed_place(places, profile.appliance).others.append(profile)
+    return list(places.values())
+
+
+def _scm_for_list(session: Session) -> Sectigo | None:
+    """Return the connection to SCM; without a usable scm.yaml only that is missing."""
+    config, problems = session.home.load_scm()
+    if config is None:
+        session.report.failures.append(AgentError("config", "\n".join(problems)))
+        return None
+    return connect_to_scm(config, Tokens(config, session.redactor), session.context)
+
+
+def _last_failed(session: Session) -> set[str]:
+    """Return the profiles whose last command failed, as far as that is on record."""
+    try:
+        entries = session.store.read_last_run().get("profiles", {})
+    except AgentError:
+        return set()
+    return {name for name, entry in entries.items() if entry["error"]}
+
+
+def _read_places(session: Session, places: Sequence[Place], wanted: Wanted) -> list[Document]:
+    """Read all appliances in parallel; one that cannot be read is a failure of its own."""
+    scm = _scm_for_list(session) if wanted.served else None
+    failed, found = _last_failed(session), list[Document]()
+    with concurrent.futures.ThreadPoolExecutor(max_workers=32) as pool:
+        listings = [Listing(session, place, wanted, failed, scm) for place in places]
+        for task in [pool.submit(listing.read) for listing in listings]:
+            try:
+                found += task.result()
+            except AgentError as error:
+                session.report.failures.append(error)
+    return found
 
 
 def _shown_names(each: Document) -> str:
@@ -11031,52 +11226,49 @@ def _shown_names(each: Document) -> str:
     return ", ".join(names[:3]) + more or "-"
 
 
-def _table_row(each: Document) -> tuple[str, ...]:
-    bound = [
-        server["name"] + (" (SNI)" if server["sni"] else "") for server in each["virtual_servers"]
-    ]
-    order, issuer = each["order"], each["issuer"] or "-"
-    return (
-        each["appliance"],
-        each["certkey"],
-        _shown_names(each),
-        common_name_in(issuer) or issuer,
-        (each["not_after"] or "-").partition("T")[0],
-        "-" if each["days_left"] is None else str(each["days_left"]),
-        ", ".join(bound) or "-",
-        each["profile"] or "-",
-        f"{order['cert_id'] or '?'} {order['status']}" if order else "-",
-    )
+def _shown_server(server: Document, served: Iterable[Document]) -> str:
+    """Return a virtual server's name, and what is wrong with what it presents."""
+    wrong = [each["message"] for each in served if each["virtual_server"] == server["name"]]
+    sni = " (SNI)" if server["sni"] else ""
+    return f"{server['name']}{sni}" + (f" ({wrong[0]})" if wrong and wrong[0] else "")
 
 
-def _table(certificates: Sequence[Document]) -> list[str]:
-    """Return the lines of a table; nothing for nothing."""
-    if not certificates:
-        return []
-    head = "APPLIANCE CERTKEY NAMES ISSUER EXPIRES DAYS BOUND-TO PROFILE ORDER"
-    rows = [head.split(), *(_table_row(each) for each in certificates)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+_LIST_COLUMNS: Mapping[str, Callable[[Document], str]] = {
+    "APPLIANCE": lambda each: each["appliance"],
+    "CERTKEY": lambda each: each["certkey"],
+    "NAMES": _shown_names,
+    "ISSUER": lambda each: str(common_name_in(each["issuer"] or "-") or each["issuer"] or "-"),
+    "EXPIRES": lambda each: (each["not_after"] or "-").partition("T")[0],
+    "DAYS": lambda each: "-" if each["days_left"] is None else str(each["days_left"]),
+    "STATE": lambda each: each["state"],
+    "RENEWS": lambda each: (each["renews"] or "-").partition("T")[0],
+    "BOUND-TO": lambda each: (
+        ", ".join(
+            _shown_server(server, each.get("served", ())) for server in each["virtual_servers"]
+        )
+        or "-"
+    ),
+    "PROFILE": lambda each: each["profile"] or "-",
+    "ORDER": lambda each: (
+        f"{each['order']['cert_id'] or '?'} {each['order']['status']}" if each["order"] else "-"
+    ),
+}
+_NARROWER = ("ISSUER", "NAMES", "BOUND-TO", "ORDER", "APPLIANCE", "CERTKEY", "PROFILE")
 
 
-def list_certificates(session: Session, names: Sequence[str], *, show_all: bool) -> None:
-    """Read every appliance of the profiles and tell what it holds."""
-    report, found = session.report, list[Document]()
+def list_certificates(session: Session, names: Sequence[str], wanted: Wanted) -> None:
+    """Read every appliance of the profiles and tell what it holds, what ends first at the top."""
+    report = session.report
+    report.certificates = []
+    with session.reading():
+        places = _places(session, names, wanted)
+    found = _read_places(session, places, wanted)
+    found.sort(key=lambda each: -math.inf if each["days_left"] is None else each["days_left"])
     report.certificates = found
-    _, profiles = session.load(names)
-    home = session.home
-    everybody = home.outlines(home.profile_files([])) if show_all and names else []
-    others = _by_place(everybody)
-    for place, members in _by_place(profiles).items():
-        try:
-            found += _list_appliance(session, members, others.get(place, []), show_all)
-        except AgentError as error:
-            report.failures.append(error)
-    if not report.as_json:
-        for line in _table(found):
+    if not report.as_json and found:
+        rows = [[column(each) for column in _LIST_COLUMNS.values()] for each in found]
+        room = terminal_width(sys.stdout)
+        for line in table([list(_LIST_COLUMNS), *rows], room, _NARROWER):
             report.console.say(line)
 
 
@@ -11377,13 +11569,18 @@ def rollback_command(app: App, profile: str, as_json: bool) -> None:
 @main.command("list")
 @click.argument("profiles", shell_complete=complete_profiles, nargs=-1, metavar="[PROFILE]...")
 @click.option("--all", "show_all", is_flag=True, help="Every certkey on the appliances.")
+@click.option(
+    "--served", is_flag=True, help="Also what virtual servers present, and what SCM says."
+)
 @_json_option
 @click.pass_obj
-def list_command(app: App, profiles: tuple[str, ...], show_all: bool, as_json: bool) -> None:
+def list_command(
+    app: App, profiles: tuple[str, ...], show_all: bool, served: bool, as_json: bool
+) -> None:
     """Show what is installed, until when, and where it is bound; changes nothing."""
     session = Session(app, "list", as_json=as_json, names=profiles)
     session.report.certificates = []
-    session.run(lambda s: list_certificates(s, profiles, show_all=show_all))
+    session.run(lambda s: list_certificates(s, profiles, Wanted(show_all, served)))
 
 
 @main.command("discover")

@@ -410,6 +410,8 @@ def test_list_tells_what_is_installed(lab: Lab) -> None:
         "profile": "www",
         "order": None,
         "managed": True,
+        "state": "ok",
+        "renews": told["renews"],
     }
     everything = lab.json("list", "--all").document()["certificates"]
     assert {each["certkey"]: each["managed"] for each in everything} == {
@@ -417,7 +419,7 @@ def test_list_tells_what_is_installed(lab: Lab) -> None:
         **{each.name: False for each in lab.appliance.everything() if each.name != "www"},
     }
     lines = lab("list").stdout.splitlines()
-    head = "APPLIANCE CERTKEY NAMES ISSUER EXPIRES DAYS BOUND-TO PROFILE ORDER"
+    head = "APPLIANCE CERTKEY NAMES ISSUER EXPIRES DAYS STATE RENEWS BOUND-TO PROFILE ORDER"
     assert lines[0].split() == head.split()
     end = leaf.not_valid_after_utc.strftime("%Y-%m-%d")
     assert re.split(" {2,}", lines[1]) == [
@@ -427,6 +429,8 @@ def test_list_tells_what_is_installed(lab: Lab) -> None:
         "CA DV E36",
         end,
         "198",
+        "ok",
+        told["renews"][:10],
         "vs_www",
         "www",
         "-",
