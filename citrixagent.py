@@ -4990,7 +4990,7 @@ def connect_to_scm(config: ScmConfig, tokens: Tokens, context: Context) -> Secti
 # ----- 11. Store ------------------------------------------------------------------------------
 
 _RECORD_VERSION = 2
-_HEARD = 65536  # bytes of a program's complaints that are kept
+_HEARD = 65536  # bytes of what a program writes that are kept
 _PROGRAM = pathlib.Path(__file__).resolve()
 _OWN_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-\d{14}\.(?:key|csr|crt)")  # see file_stem
 _SERIAL = re.compile(r"[0-9A-F]*")
@@ -5345,34 +5345,42 @@ def _is_bundle(path: str) -> bool:
     return True
 
 
-_MOST_OUTPUT = 65536  # bytes of a command that gives a secret
-
-
 @dataclasses.dataclass(frozen=True)
-class Spoken:
-    """What a command said; without a code it was killed after its time."""
+class Ended:
+    """What became of a program; without a code it was killed: too slow, or it wrote too much."""
 
     code: int | None
     output: bytes
     errors: bytes
 
+    @property
+    def wrote_too_much(self) -> bool:
+        return max(len(self.output), len(self.errors)) > _HEARD
 
-def _hear(process: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, bytes]:
-    """Return what a process writes until it ends, runs out of time, or writes too much."""
+    @property
+    def words(self) -> str:
+        """What it complained of: the first line of its errors."""
+        return one_line(_first_line(self.errors.decode(errors="replace").lstrip()))
+
+
+def _hear(
+    process: subprocess.Popen[bytes], end: float, pause: Callable[[float], None], *, bounded: bool
+) -> tuple[bytes, bytes]:
+    """Return the beginning of what a process writes, until it ends or its time does."""
     heard: dict[Any, bytes] = {process.stdout: b"", process.stderr: b""}
-    end = time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
         for pipe in heard:
             selector.register(pipe, selectors.EVENT_READ)
         while selector.get_map() and time.monotonic() < end:
+            pause(0)
             ready = selector.select(0.1)
             for key, _ in ready:
-                part = os.read(key.fd, _MOST_OUTPUT)
-                heard[key.fileobj] += part
+                part = os.read(key.fd, _HEARD)
+                heard[key.fileobj] = (heard[key.fileobj] + part)[: _HEARD + 1]
                 if not part:
                     selector.unregister(key.fileobj)
             left_others = not ready and process.poll() is not None  # they hold the pipes
-            if left_others or max(map(len, heard.values())) > _MOST_OUTPUT:
+            if left_others or (bounded and max(map(len, heard.values())) > _HEARD):
                 break
     return heard[process.stdout], heard[process.stderr]
 
@@ -5384,30 +5392,41 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def run_program(
-    words: Sequence[str], folder: pathlib.Path, environment: Mapping[str, str], seconds: float = 60
-) -> Spoken:
-    """Run a command, without a shell, and return what it said; OSError where there is no such.
+def run_program(  # noqa: PLR0913 - what a process is made of
+    words: Sequence[str],
+    folder: pathlib.Path,
+    environment: Mapping[str, str],
+    *,
+    data: bytes = b"",
+    seconds: float = 60,
+    pause: Callable[[float], None] = time.sleep,
+    bounded: bool = True,
+) -> Ended:
+    """Run a program without a shell, ``data`` on its standard input; OSError where there is none.
 
-    It is killed, with what it started, when its time is over or it writes without end.
+    It need not read and may leave others behind. It is killed, with what it started, when its time
+    is over, when ``pause`` raises, or, where it is ``bounded``, when it writes without end.
     """
-    process = subprocess.Popen(
-        words,
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        process = subprocess.Popen(
+            words,
+            cwd=folder,
+            env=environment,
+            stdin=file,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
     end = time.monotonic() + seconds
     with process:
         try:
-            output, errors = _hear(process, seconds)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                if max(len(output), len(errors)) <= _MOST_OUTPUT:
-                    process.wait(max(0, end - time.monotonic()))
-            return Spoken(process.poll(), output, errors)
+            ended = Ended(None, *_hear(process, end, pause, bounded=bounded))
+            too_much = bounded and ended.wrote_too_much
+            while process.poll() is None and time.monotonic() < end and not too_much:
+                pause(0.02)
+            return dataclasses.replace(ended, code=process.poll())
         finally:
             if process.poll() is None:
                 _kill(process)
@@ -5530,7 +5549,7 @@ class DiskSource:
         except (OSError, ValueError) as error:  # its name is not told: it may be the secret itself
             reason = getattr(error, "strerror", None) or "it holds a zero byte"
             raise ValueError(f"names a command that cannot be run: {reason}") from None
-        if max(len(ended.output), len(ended.errors)) > _MOST_OUTPUT:
+        if ended.wrote_too_much:
             raise ValueError(f"names a command ({words[0]}) that prints more than 64 kB")
         if ended.code is None:
             raise ValueError(f"names a command ({words[0]}) that did not end within 60 s")
@@ -5544,7 +5563,7 @@ class DiskSource:
             text = f"names a command ({words[0]}) whose output is not UTF-8 text"
             raise ValueError(text) from None
 
-    def _without_secrets(self, ended: Spoken) -> str:
+    def _without_secrets(self, ended: Ended) -> str:
         """Return the first line of a command's errors, without anything that it printed besides."""
         printed = Redactor()
         for line in ended.output.decode(errors="replace").splitlines():
@@ -5575,21 +5594,6 @@ def _without_ending(name: str) -> str:
     return name.removesuffix(".yaml").removesuffix(".yml")
 
 
-@dataclasses.dataclass(frozen=True)
-class Ended:
-    """How a program ended: its exit code (None: its time was over), and what it complained of."""
-
-    code: int | None
-    words: str = ""
-
-
-def _drain(pipe: IO[bytes], kept: bytes) -> bytes:
-    """Empty a pipe, as far as it is full now; only the beginning of what comes is kept."""
-    with contextlib.suppress(BlockingIOError):
-        return (kept + os.read(pipe.fileno(), _HEARD))[:_HEARD]
-    return kept
-
-
 class Programs:
     """Runs what the operator configured, without a shell, from one folder.
 
@@ -5612,40 +5616,18 @@ class Programs:
         """
         inherited = {k: v for k, v in os.environ.items() if k not in self._hidden}
         try:
-            with tempfile.TemporaryFile() as file:
-                file.write(data)
-                file.seek(0)
-                process = subprocess.Popen(
-                    words,
-                    cwd=self._folder,
-                    env={**inherited, **extra},
-                    stdin=file,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    start_new_session=True,
-                )
+            return run_program(
+                words,
+                self._folder,
+                {**inherited, **extra},
+                data=data,
+                seconds=self._limit,
+                pause=self._interrupt.wait,
+                bounded=False,
+            )
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "its name or environment holds a zero byte"
             raise AgentError("config", f"{words[0]} cannot be run: {reason}") from None
-        with process:
-            return self._wait(process)
-
-    def _wait(self, process: subprocess.Popen[bytes]) -> Ended:
-        pipe, heard, end = process.stderr, b"", time.monotonic() + self._limit
-        if pipe is None:
-            raise AssertionError("stderr is a pipe")
-        os.set_blocking(pipe.fileno(), False)
-        try:
-            while (code := process.poll()) is None and time.monotonic() < end:
-                heard = _drain(pipe, heard)
-                self._interrupt.wait(0.02)
-        except Interrupted:
-            _kill(process)
-            raise
-        if code is None:
-            _kill(process)
-        words = _first_line(_drain(pipe, heard).decode(errors="replace"))
-        return Ended(code, one_line(words))
 
 
 @dataclasses.dataclass
