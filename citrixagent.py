@@ -59,6 +59,7 @@ import getpass
 import hashlib
 import html
 import importlib.util
+import io
 import ipaddress
 import itertools
 import json
@@ -68,8 +69,10 @@ import operator
 import os
 import pathlib
 import posixpath
+import pwd
 import random
 import re
+import resource
 import select
 import selectors
 import shlex
@@ -157,6 +160,7 @@ if TYPE_CHECKING:
 __version__ = "1.0.0"
 
 log = logging.getLogger("citrixagent")
+log.addHandler(logging.NullHandler())  # else Python prints what nobody listens to
 
 Document = dict[str, Any]
 """A YAML or JSON mapping."""
@@ -193,6 +197,7 @@ class ExitCode(enum.IntEnum):
     LOCKED = 4
     PENDING = 5
     AGREEMENT = 6
+    HUNG_UP = 129
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -2715,7 +2720,7 @@ def utc_now() -> dt.datetime:
 
 
 class Interrupt:
-    """The wish of SIGINT and SIGTERM, looked at before every request and while waiting."""
+    """The wish of SIGINT, SIGTERM and SIGHUP, looked at before every request and while waiting."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -2724,8 +2729,9 @@ class Interrupt:
         self.at_once = False  # nothing is under way that would have to be brought to an end
 
     def listen(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._handle)
 
     def _handle(self, number: int, _frame: object) -> None:
         self._since = self._since or time.monotonic()
@@ -4996,9 +5002,11 @@ _OWN_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-\d{14}\.(?:key|csr|crt)")  
 _SERIAL = re.compile(r"[0-9A-F]*")
 _VARIABLE = re.compile(r"\w_env[\"']?\s*:\s*[\"']?([A-Za-z_]\w*)")
 _LARGEST_FILE = 1_000_000  # bytes
+_LARGEST_ACCOUNT = 100_000_000  # bytes of what is told of all profiles in one file
+_TEMPORARY = ".new-"  # what the names of files that are being written begin with
 
 
-def read_file(path: pathlib.Path, *, follow: bool = True) -> bytes:
+def read_file(path: pathlib.Path, *, follow: bool = True, largest: int = _LARGEST_FILE) -> bytes:
     """Return what a file holds, if it is a regular and small one; else OSError, without waiting.
 
     A FIFO has no end, a device may do anything when it is opened, a large file fills the memory.
@@ -5011,17 +5019,33 @@ def read_file(path: pathlib.Path, *, follow: bool = True) -> bytes:
     with os.fdopen(os.open(path, flags), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        data = file.read(_LARGEST_FILE + 1)
-    if len(data) > _LARGEST_FILE:
-        raise OSError(errno.EFBIG, "larger than 1 MB")
+        data = file.read(largest + 1)
+    if len(data) > largest:
+        raise OSError(errno.EFBIG, f"larger than {largest // 1_000_000} MB")
     return data
+
+
+def open_own(path: pathlib.Path, flags: int) -> int:
+    """Open a file in state/, made where it is missing: a regular one, no link; else OSError."""
+    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "is a symbolic link") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file")
+    os.fchmod(descriptor, 0o600)  # whatever the umask
+    return descriptor
 
 
 def write_private(path: pathlib.Path, text: str) -> None:
     """Replace a file in one step that survives a power cut; only the owner can read it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{threading.get_ident()}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = open_own(temporary, os.O_WRONLY | os.O_EXCL)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
@@ -5038,6 +5062,24 @@ def write_private(path: pathlib.Path, text: str) -> None:
         raise AgentError("state", f"{path} cannot be written: {error.strerror}") from None
 
 
+def _is_alive(process: str) -> bool:
+    """Tell whether a process with such an id runs; what is no id is of nobody."""
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return int(process) != os.getpid()
+
+
+def user_name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
+
+
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -5047,6 +5089,45 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):
         return str(os.getuid())
+
+
+def load_packages() -> None:
+    """Load what is loaded late otherwise: another user may not be able to read it."""
+    import certifi
+    import urllib3.connection
+    import yaml
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from requests import utils
+
+    loaded = (certifi, urllib3, yaml, x509, serialization, ec, rsa, utils)
+    log.debug("%d packages", len(loaded))
+    dt.datetime.strptime("2026 +0000", "%Y %z")
+    b"a".decode("utf-8-sig").encode("idna")
+
+
+def become_owner(folder: pathlib.Path) -> str:
+    """Give up root's rights where the state belongs to somebody else; say who that is then.
+
+    A link is not followed: whoever can make one could choose a victim.
+    """
+    if os.geteuid() or not folder.is_dir() or folder.is_symlink():
+        return ""
+    made = folder.stat()
+    if not made.st_uid:
+        return ""
+    load_packages()
+    name, group = user_name(made.st_uid), made.st_gid
+    with contextlib.suppress(KeyError):
+        entry = pwd.getpwuid(made.st_uid)
+        group = entry.pw_gid
+        os.environ["HOME"] = entry.pw_dir
+    os.initgroups(name, group)
+    os.setgid(group)
+    os.setuid(made.st_uid)
+    os.environ["USER"] = os.environ["LOGNAME"] = name
+    return name
 
 
 @functools.cache
@@ -5177,16 +5258,39 @@ class Store:
         self.folder = home / "state"
 
     def prepare(self) -> None:
-        """Make the folder, for the owner alone."""
+        """Make the folder, for the owner alone, or see that it is his."""
         if not self.folder.parent.is_dir():
             text = f"there is no folder {self.folder.parent}: name one with --home"
             raise AgentError("config", text)
         try:
-            self.folder.mkdir(mode=0o700, exist_ok=True)
-            if stat.S_IMODE(self.folder.stat().st_mode) & 0o077:
-                self.folder.chmod(0o700)
+            with contextlib.suppress(FileExistsError):
+                self.folder.mkdir(mode=0o700)
+                self.folder.chmod(0o700)  # whatever the umask
+            self._check(self.folder.stat())
         except OSError as error:
             raise AgentError("state", f"{self.folder}: {error.strerror}") from None
+
+    def _check(self, made: os.stat_result) -> None:
+        """Refuse a folder of somebody else, or one that others can write; close it to others."""
+        place, me = shlex.quote(str(self.folder)), user_name(os.geteuid())
+        if not stat.S_ISDIR(made.st_mode):
+            raise AgentError("state", f"{self.folder} is not a folder: move it away")
+        if made.st_uid != os.geteuid():
+            owner = user_name(made.st_uid)
+            text = f"{self.folder} belongs to {owner}, and this is {me}: run this as {owner}"
+            raise AgentError("state", f"{text}, or give it to {me}: chown -R {me} {place}")
+        if made.st_mode & 0o022:
+            text = f"others can write in {self.folder}, and so decide what is done"
+            raise AgentError("state", f"{text}: look at what is in it, then chmod 700 {place}")
+        if made.st_mode & 0o077:
+            self.folder.chmod(0o700)
+
+    def _tidy(self) -> None:
+        """Remove what killed runs were about to write."""
+        for path in self.folder.glob(f"{_TEMPORARY}*"):
+            if not _is_alive(path.name.removeprefix(_TEMPORARY).partition("-")[0]):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     # Records
 
@@ -5247,7 +5351,7 @@ class Store:
         """Return a file's JSON object; an empty one where there is no such file."""
         path = self.folder / name
         try:
-            data: Document = json.loads(path.read_bytes())
+            data: Document = json.loads(read_file(path, follow=False, largest=_LARGEST_ACCOUNT))
             if data["version"] == 1:
                 check(data)
                 return data
@@ -5269,23 +5373,35 @@ class Store:
     @contextlib.contextmanager
     def lock(self, command: str) -> Iterator[None]:
         """Keep other runs out; the kernel opens the lock when this process ends, in any way."""
-        path = self.folder / "lock"
+        descriptor = self._locked()
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise AgentError("state", f"{path}: {error.strerror}") from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._tidy()
             with contextlib.suppress(OSError):  # the lock holds on a full disk as well
                 os.ftruncate(descriptor, 0)
                 holder = f"process {os.getpid()}, {command}, since {iso(utc_now())}\n"
                 os.pwrite(descriptor, holder.encode(), 0)
             yield
-        except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
-            raise AgentError("locked", f"another run is active: {holder}") from None
         finally:
             os.close(descriptor)
+
+    def _locked(self) -> int:
+        """Return the lock's descriptor; AgentError where it is held, or cannot be."""
+        path = self.folder / "lock"
+        try:
+            descriptor = open_own(path, os.O_RDWR)
+        except OSError as error:
+            raise AgentError("state", f"{path} cannot be opened: {error.strerror}") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                raise AgentError("locked", f"another run is active: {holder}") from None
+            text = f"{path} cannot be locked ({error.strerror})"
+            remedy = "have state/ on a file system with locks, such as a local disk"
+            raise AgentError("state", f"{text}: {remedy}") from None
+        return descriptor
 
     # Agreement
 
@@ -5294,10 +5410,10 @@ class Store:
         try:
             data = json.loads(read_file(path, follow=False))
             return bool(data["sha256"] == _sha256(agreement))
-        except PermissionError as error:
-            raise AgentError("state", f"{path}: {error.strerror}") from None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return False
+        except OSError as error:
+            raise AgentError("state", f"{path} cannot be read: {error.strerror}") from None
 
     def accept(self, agreement: bytes, way: str) -> None:
         """Record who accepted which text, when, and in which way."""
@@ -7350,6 +7466,8 @@ class Work:
 
 # ----- 17. Passes -----------------------------------------------------------------------------
 
+_OWN_DESCRIPTORS, _DESCRIPTORS_EACH = 40, 6  # open files: of the process, of a thread
+
 _FIRST_POLL, _LONGEST_POLL = 1.0, 30.0  # seconds between two questions for one certificate
 
 
@@ -7533,6 +7651,51 @@ def by_appliance(profiles: Iterable[Profile]) -> dict[Appliance, list[Profile]]:
     return groups
 
 
+def _work_off(
+    waiting: collections.deque[tuple[concurrent.futures.Future[_Done], Callable[[], _Done]]],
+) -> None:
+    while waiting:
+        try:
+            future, task = waiting.popleft()
+        except IndexError:  # another thread was faster
+            return
+        try:
+            future.set_result(task())
+        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+            future.set_exception(error)
+
+
+def _affordable(threads: int) -> int:
+    """Return how many threads there may be: each needs a few of this process's descriptors."""
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if descriptors == resource.RLIM_INFINITY:
+        return threads
+    return max(1, min(threads, (descriptors - _OWN_DESCRIPTORS) // _DESCRIPTORS_EACH))
+
+
+def in_threads(
+    tasks: Sequence[Callable[[], _Done]], at_most: int
+) -> list[concurrent.futures.Future[_Done]]:
+    """Do tasks, so many at a time, and return what came of each; this thread does its share.
+
+    Where the system gives no more threads, there are fewer.
+    """
+    futures = [concurrent.futures.Future[_Done]() for _ in tasks]
+    waiting = collections.deque(zip(futures, tasks, strict=True))
+    threads = list[threading.Thread]()
+    try:
+        for _ in range(_affordable(min(at_most, len(tasks))) - 1):
+            thread = threading.Thread(target=_work_off, args=[waiting])
+            thread.start()
+            threads.append(thread)
+    except RuntimeError:
+        log.warning("this system gives no more threads than %d", len(threads) + 1)
+    _work_off(waiting)
+    for thread in threads:
+        thread.join()
+    return futures
+
+
 def _look_in_turn(crews: Iterable[Crew]) -> None:
     for crew in crews:
         crew.look()
@@ -7564,11 +7727,13 @@ def run_all(profiles: Sequence[Profile], run: Run, jobs: int) -> list[Result]:
     for crew in crews:
         crew.recall()
     groups = _by_address(crews)
-    with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
-        if run.max_orders is not None and len(profiles) > run.max_orders:
-            list(pool.map(_look_in_turn, groups))
-            _mind_the_fuse(crews, run.max_orders)
-        list(pool.map(_run_in_turn, groups))
+    if run.max_orders is not None and len(profiles) > run.max_orders:
+        looks = [functools.partial(_look_in_turn, group) for group in groups]
+        for done in in_threads(looks, jobs):
+            done.result()
+        _mind_the_fuse(crews, run.max_orders)
+    for done in in_threads([functools.partial(_run_in_turn, group) for group in groups], jobs):
+        done.result()
     results = [result for crew in crews for result in crew.results]
     return sorted(results, key=lambda result: result.profile)
 
@@ -8879,10 +9044,10 @@ class Channels:
         if not words or not changed:
             return
         overdue: list[str] = []
-        with concurrent.futures.ThreadPoolExecutor(max_workers=_HOOKS_AT_ONCE) as pool:
-            hook = functools.partial(self._run_hook, words, overdue)
-            for done in [pool.submit(hook, result) for result in changed]:
-                done.result()
+        hook = functools.partial(self._run_hook, words, overdue)
+        hooks = [functools.partial(hook, result) for result in changed]
+        for done in in_threads(hooks, _HOOKS_AT_ONCE):
+            done.result()
 
     def _run_hook(self, words: Sequence[str], overdue: list[str], result: Result) -> None:
         name = result.profile
@@ -9016,6 +9181,7 @@ class App:
 
     home: pathlib.Path
     verbosity: int
+    became: str = ""  # whom root became
 
 
 class _UtcFormatter(logging.Formatter):
@@ -9044,15 +9210,24 @@ class _ConsoleHandler(logging.Handler):
             self._console.complain(line)
 
 
+class _LogHandler(logging.FileHandler):
+    """Appends to a file in state/, which is no link."""
+
+    def _open(self) -> io.TextIOWrapper:
+        descriptor = open_own(pathlib.Path(self.baseFilename), os.O_WRONLY | os.O_APPEND)
+        return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+
+
 def _log_to(file: pathlib.Path) -> logging.Handler:
     """Open the log; one that has grown long is put aside first, so a run's lines stay together."""
-    import logging.handlers
-
-    file.touch(mode=0o600)
-    handler = logging.handlers.RotatingFileHandler(file, backupCount=_LOG_FILES, encoding="utf-8")
-    if file.stat().st_size > _LOG_SIZE:
-        handler.doRollover()
-    return handler
+    size = 0
+    with contextlib.suppress(FileNotFoundError):
+        size = file.lstat().st_size
+    for number in range(_LOG_FILES, 0, -1) if size > _LOG_SIZE else ():
+        older = file.with_name(f"{file.name}.{number - 1}") if number > 1 else file
+        with contextlib.suppress(FileNotFoundError):
+            older.replace(file.with_name(f"{file.name}.{number}"))
+    return _LogHandler(file)
 
 
 @contextlib.contextmanager
@@ -9068,8 +9243,10 @@ def _logging(
     if level:
         handlers.append(_ConsoleHandler(console))
         handlers[0].setLevel(logging.DEBUG if level > 1 else logging.INFO)
-    with contextlib.suppress(OSError):
+    try:
         handlers.append(_log_to(log_file))
+    except OSError as error:
+        console.complain(f"warning: {log_file} cannot be written: {error.strerror}")
     log.setLevel(logging.DEBUG if level > 1 else logging.INFO)
     log.propagate = False
     for handler in handlers:
@@ -9170,13 +9347,16 @@ class Session:
 
     def run(self, body: Callable[[Session], None]) -> NoReturn:
         """Run a command's body and end the process with what came of it."""
-        os.umask(0o077)
         with self._logs, self._held:
             code = self._carry_out(body)
             try:
                 code = self._come_to_an_end(code)
             except OSError:  # a full disk, a pipe that nobody reads: the exit code still tells
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            except Exception as error:
+                log.exception("unexpected")
+                code = self._was_surprised(error)
+                self.report.emit(code)
             self._log_end(code)
         sys.exit(code)
 
@@ -9198,12 +9378,23 @@ class Session:
             return ExitCode.USAGE
         except Interrupted:
             log.info("interrupted")
+        except Exception as error:
+            log.exception("unexpected")
+            self._was_surprised(error)
         stopped = self.context.interrupt.signal
         return 128 + stopped if stopped else report.exit_code()
+
+    def _was_surprised(self, error: Exception) -> int:
+        """Take an error that nobody expected for one that is told like any other."""
+        text = f"unexpected {type(error).__name__}: the log in state/ tells more"
+        if text not in [each.message for each in self.report.errors]:
+            self.report.errors.append(AgentError("state", text))
+        return ExitCode.FAILED
 
     def _log_start(self) -> None:
         sudo = f" (sudo by {os.environ['SUDO_USER']})" if "SUDO_USER" in os.environ else ""
         names = " ".join(["", *self._names]) + " --dry-run" * self.report.dry_run
+        sudo += " (was root)" if self.app.became else ""
         who = f"user {_user()}{sudo}, version {__version__}, pid {os.getpid()}"
         log.info("%s%s: started, %s", self.report.command, names, who)
 
@@ -9798,13 +9989,12 @@ def _survey_all(session: Session, sites: Sequence[Site]) -> list[Survey]:
     """Read all appliances in parallel; one that cannot be read is a failure of its own."""
     home, surveys = session.home, list[Survey]()
     profiles = home.outlines(home.profile_files([]))
-    with concurrent.futures.ThreadPoolExecutor(max_workers=32) as pool:
-        tasks = [Discovery(site, profiles, home, session.context).survey for site in sites]
-        for task in [pool.submit(task) for task in tasks]:
-            try:
-                surveys.append(task.result())
-            except AgentError as error:
-                session.report.failures.append(error)
+    tasks = [Discovery(site, profiles, home, session.context).survey for site in sites]
+    for done in in_threads(tasks, 32):
+        try:
+            surveys.append(done.result())
+        except AgentError as error:
+            session.report.failures.append(error)
     return surveys
 
 
@@ -9923,14 +10113,6 @@ def _check_packages(checks: Checks) -> None:
         checks.add("fail", _MACHINE, "packages", f"{text}: {remedy}")
 
 
-def _owner(uid: int) -> str:
-    import pwd
-
-    with contextlib.suppress(KeyError):
-        return pwd.getpwuid(uid).pw_name
-    return str(uid)
-
-
 def _check_path(path: pathlib.Path, home: pathlib.Path, target: str, checks: Checks) -> None:
     """Look at who may change a file or folder: that may run commands as this user."""
     try:
@@ -9943,7 +10125,7 @@ def _check_path(path: pathlib.Path, home: pathlib.Path, target: str, checks: Che
         checks.add("warn", target, "files", f"{path} can be changed by everybody: {remedy}")
     elif found.st_uid not in trusted:
         remedy = f"chown {_user()} {shlex.quote(str(path))}"
-        text = f"{path} belongs to {_owner(found.st_uid)}, who can change it"
+        text = f"{path} belongs to {user_name(found.st_uid)}, who can change it"
         checks.add("warn", target, "files", f"{text}: {remedy}")
     else:
         checks.add("ok", target, "files", f"{path}: mode {stat.S_IMODE(found.st_mode):04o}")
@@ -10243,9 +10425,8 @@ class Examination:
         config = self._config
         reached = self._look_at_scm(config) if config else False
         looks = self._looks()
-        with concurrent.futures.ThreadPoolExecutor(max_workers=32) as pool:
-            for done in [pool.submit(look.run) for look in looks]:
-                done.result()
+        for done in in_threads([look.run for look in looks], 32):
+            done.result()
         if config and reached:
             well = [profile for look in looks if look.is_open for profile in look.profiles]
             self._rehearse(config, well)
@@ -10866,7 +11047,18 @@ class VerboseCommand(click.Command):
 
 
 class Commands(click.Group):
+    """The commands, and the last guard around each: what nobody expected is told in one line."""
+
     command_class = VerboseCommand
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as it is inherited
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except Exception as error:
+            log.exception("unexpected")
+            raise AgentError("state", f"unexpected {type(error).__name__}: {error}") from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -10884,7 +11076,9 @@ def main(context: click.Context, home: pathlib.Path | None, verbosity: int) -> N
 
     Orders them at Sectigo Certificate Manager; the appliance makes the keys, which never leave it.
     """
-    context.obj = App((home or _PROGRAM.parent).absolute(), verbosity)
+    os.umask(0o077)
+    place = (home or _PROGRAM.parent).absolute()
+    context.obj = App(place, verbosity, became=become_owner(place / "state"))
 
 
 @main.command("run")
@@ -11451,7 +11645,7 @@ def _revoke_target(
             _revoke_previous(scm, held, record, reason, message)
         else:
             scm.revoke(held.cert_id or "", reason, message)
-    except AgentError as error:
+    except Exception as error:
         if not (isinstance(error, TransportError) and error.sent):
             session.store.save(record)
         raise
