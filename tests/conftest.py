@@ -17,7 +17,7 @@ from typing import Any
 import click.testing
 import pytest
 import yaml
-from simulators import server
+from simulators import HUNG, server
 from simulators.brownfield import others
 from simulators.netscaler import NetScaler
 from simulators.scm import Scm
@@ -171,7 +171,7 @@ class Lab:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HUNG,
             check=False,
         )
         self.check_secrets(done.stdout + done.stderr)

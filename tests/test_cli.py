@@ -20,6 +20,7 @@ import time
 import pytest
 from conftest import PASSWORD, PROGRAM, Lab
 from cryptography.hazmat.primitives.asymmetric import ec
+from simulators import HUNG
 from simulators.ca import Authority, to_pem
 from simulators.certkeys import key_pem
 from simulators.server import Fault, Response
@@ -108,7 +109,7 @@ def on_a_terminal(
                 time.sleep(0.5)  # a signal just before the read is seen only after it
                 process.send_signal(sent[1])
                 sent = None
-        code = process.wait(60)
+        code = process.wait(HUNG)
     os.close(parent)
     return code, shown.decode()
 
@@ -556,11 +557,11 @@ def test_a_signal_ends_the_run_in_order(lab: Lab, number: int, code: int) -> Non
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        deadline = time.monotonic() + 30
-        while not lab.scm.orders and time.monotonic() < deadline:
+        while not lab.scm.orders:
+            assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=HUNG)
     assert (process.returncode, stderr) == (code, "")
     assert json.loads(stdout)["exit_code"] == code
     assert not lab.appliance.sessions
@@ -579,7 +580,7 @@ def test_what_was_not_looked_at_when_a_signal_came_says_so(lab: Lab) -> None:
         lab.appliance.server.before = lambda request: (
             process.send_signal(signal.SIGTERM) if request.number == 2 else None
         )
-        stdout, _ = process.communicate(timeout=30)
+        stdout, _ = process.communicate(timeout=HUNG)
     (profile,) = json.loads(stdout)["profiles"]
     text = "interrupted before it was looked at: the next run goes on from here"
     assert (profile["outcome"], profile["error"]["message"]) == ("failed", text)
@@ -634,7 +635,7 @@ def test_a_signal_while_the_appliance_is_looked_at_is_told(lab: Lab, part: str) 
             if request.method == "GET" and part in request.path
             else None
         )
-        stdout, _ = process.communicate(timeout=30)
+        stdout, _ = process.communicate(timeout=HUNG)
     lab.appliance.server.before = None
     (told,) = json.loads(stdout)["profiles"]
     assert (process.returncode, told["outcome"]) == (143, "failed")
@@ -656,7 +657,7 @@ def test_a_signal_while_the_order_is_sent_loses_nothing(lab: Lab) -> None:
             if str(request) == "POST /api/v1/certificates"
             else None
         )
-        process.communicate(timeout=30)
+        process.communicate(timeout=HUNG)
     lab.scm.server.before = None
     assert process.returncode == 143
     assert lab("run").exit_code == 0

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from conftest import PROGRAM, Document, Lab, Outcome
+from simulators import HUNG
 from simulators.netscaler import NetScaler, Variant
 from simulators.scm import Order, Scm
 from simulators.server import Fault, HttpsServer, Request, Response
@@ -558,7 +559,7 @@ def start(lab: Lab, limit: int | None = None) -> subprocess.Popen[str]:
 
 
 def ended(lab: Lab, process: subprocess.Popen[str]) -> Outcome:
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=HUNG)
     lab.check_secrets(stdout + stderr)
     return Outcome(process.returncode, stdout, stderr)
 

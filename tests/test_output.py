@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from conftest import PROGRAM, Lab
+from simulators import HUNG
 from simulators.server import Fault, Response
 
 from citrixagent import Awaited, clipped, one_line, table, text_width, visible
@@ -37,7 +38,7 @@ def on_a_terminal(
                 shown += os.read(parent, 65536)
             except OSError:
                 break
-        code = process.wait(60)
+        code = process.wait(HUNG)
     os.close(parent)
     return code, shown.decode()
 

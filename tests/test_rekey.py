@@ -17,6 +17,7 @@ import time_machine
 from conftest import PASSWORD, PROGRAM, Document, Lab
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from simulators import HUNG
 from simulators.netscaler import NetScaler
 from simulators.scm import scm_error
 from simulators.server import Fault, Request
@@ -409,7 +410,7 @@ def test_a_fleet_gets_new_keys_though_the_command_is_killed_again_and_again(
 def until_done(lab: Lab, killer: Killer) -> bool:
     """Run the command once; tell whether everything is done."""
     killer.process = process = start(lab, *ALL, "--json")
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=HUNG)
     if process.returncode > 0:
         killer.process = None
         answer_unknown(lab, json.loads(printed))

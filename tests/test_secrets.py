@@ -160,10 +160,8 @@ def test_a_command_that_writes_without_end(lab: Lab, stream: str) -> None:
 
 def test_a_command_ends_when_its_time_is_over_with_what_it_started(tmp_path: pathlib.Path) -> None:
     script = "sleep 300 & echo $! > child; echo begun; wait"
-    start = time.monotonic()
     ended = agent.run_program(["sh", "-c", script], tmp_path, os.environ, seconds=0.5)
     assert (ended.code, ended.output) == (None, b"begun\n")
-    assert time.monotonic() - start < 100
     child = int((tmp_path / "child").read_text())
     for _ in range(100):
         state = pathlib.Path(f"/proc/{child}/stat")

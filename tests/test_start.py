@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import pytest
 from conftest import PROGRAM, ROOT, Lab
+from simulators import HUNG
 
 WITHOUT = [sys.executable, "-S"]  # the same Python, without its packages
 
@@ -33,7 +34,7 @@ def start(
         [*words, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HUNG,
         check=False,
         cwd="/",
         env=dict(environment or {}),

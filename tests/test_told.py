@@ -26,6 +26,7 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword
 from aiosmtpd.smtp import Session as SmtpSession
 from conftest import PROGRAM, Document, Lab
 from prometheus_client.parser import text_string_to_metric_families
+from simulators import HUNG
 from simulators.server import (
     Fault,
     HttpsServer,
@@ -459,7 +460,7 @@ def test_a_signal_ends_a_program_that_hangs_and_its_children(told: Lab) -> None:
         with (told.home / "state" / "lock").open("r+") as lock:  # given back before
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
+        assert process.wait(HUNG) == 143
         assert process.stdout
         assert json.loads(process.stdout.read())["profiles"][0]["outcome"] == "enrolled"
     left = subprocess.run(["pgrep", "-f", "sleep 77.7"], capture_output=True, check=False)
@@ -674,7 +675,7 @@ def test_a_run_that_is_stopped_tells_nobody(told: Lab) -> None:
                 assert process.poll() is None
                 time.sleep(0.05)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 143
+            assert process.wait(HUNG) == 143
         assert pings(server) == ["POST /ping/start"]
     assert recorded(told) == []
     last = json.loads((told.home / "state" / "last-run.json").read_text())

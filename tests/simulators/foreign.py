@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 
+from simulators import HUNG
 from simulators.server import authority_pem
 
 FOLDER = pathlib.Path(__file__).parents[2] / ".venv"
@@ -70,6 +71,6 @@ def run(command: Sequence[str], folder: pathlib.Path, environment: Mapping[str, 
         env={**os.environ, **known, **environment},
         text=True,
         capture_output=True,
-        timeout=60,
+        timeout=HUNG,
         check=False,
     )

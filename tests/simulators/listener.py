@@ -18,6 +18,7 @@ from collections.abc import Iterable
 
 from cryptography import x509
 
+from simulators import HUNG
 from simulators.server import PromptServer, tls_context
 
 SSL_TYPES = ("SSL", "SSL_TCP")
@@ -173,7 +174,7 @@ def presented_chain(
     if signatures:
         command += ["-sigalgs", SIGNATURES.get(signatures, signatures)]
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False
+        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=HUNG, check=False
     )
     pattern = rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n"
     found = re.findall(pattern, done.stdout, re.DOTALL)
