@@ -2168,7 +2168,7 @@ def wish_of(profile: Profile) -> str:
 def conflict_text(name: str, conflicts: Iterable[str]) -> str:
     return (
         f"{'; '.join(conflicts)}: unbind it, or replace it with "
-        f"citrixagent.py enroll --force {name}"
+        f"citrixagent.py enroll --force {shlex.quote(name)}"
     )
 
 
@@ -2177,7 +2177,7 @@ def unknown_outcome_text(name: str, change: Change) -> str:
     return (
         f"the order sent at {ordered(change).sent} may or may not have been placed. Look for "
         f"{change.new.names[0]} in SCM: if it is there, run citrixagent.py enroll --cert-id ID "
-        f"{name}; if it is not, run citrixagent.py enroll --force {name}"
+        f"{shlex.quote(name)}; if it is not, run citrixagent.py enroll --force {shlex.quote(name)}"
     )
 
 
@@ -2185,7 +2185,7 @@ def _edited_text(profile: Profile, new: Generation) -> str:
     return (
         f"order {new.cert_id} is open for {_listed(new.names)} ({new.key_type}), but the "
         f"profile now asks for {_listed(profile.names)} ({profile.key_type}): put the profile "
-        f"back, or give the order up with citrixagent.py enroll --force {profile.name}"
+        f"back, or give the order up with citrixagent.py enroll --force {shlex.quote(profile.name)}"
     )
 
 
@@ -2197,7 +2197,7 @@ def _overtaken_text(profile: Profile, seen: Observed, change: Change) -> str:
         f"{what} is open since {change.started}, but the certkey holds a newer certificate that is "
         f"not on record (serial {holds}): the record is old, perhaps from a backup. Put the newest "
         f"state/profile-{profile.name}.json back, or go on from what is installed with "
-        f"citrixagent.py enroll --force {profile.name}"
+        f"citrixagent.py enroll --force {shlex.quote(profile.name)}"
     )
 
 
@@ -2434,7 +2434,8 @@ def _start(  # noqa: C901, PLR0911, PLR0912, PLR0915 - README's table, row by ro
     # replace: the certkey is not on the appliance
     if held is None and intent.command == "replace":
         raise AgentError(
-            "state", f"there is no certificate to replace: use citrixagent.py enroll {name}"
+            "state",
+            f"there is no certificate to replace: use citrixagent.py enroll {shlex.quote(name)}",
         )
     # the certkey is not on the appliance
     if held is None:
@@ -2462,22 +2463,23 @@ def _start(  # noqa: C901, PLR0911, PLR0912, PLR0915 - README's table, row by ro
     # enroll: not due, not revoked with revoke, without --force
     if intent.command == "enroll" and not (intent.force or anew or revoked or seen.revoked):
         text = f"a valid certificate is installed and not due ({left})"
-        way = f"use citrixagent.py enroll --force {name} to order another one all the same"
+        way = f"use citrixagent.py enroll --force {shlex.quote(name)}"
+        way += " to order another one all the same"
         raise AgentError("state", f"{text}: {way}")
     # enroll
     if intent.command == "enroll":
         return _new("enrolled", asked, "enroll")
     # revoked with revoke
     if revoked:
-        way = f"run citrixagent.py enroll, renew or replace {name}"
+        way = f"run citrixagent.py enroll, renew or replace {shlex.quote(name)}"
         raise AgentError("state", f"it was revoked by the operator and is still bound: {way}")
     # managed, and revoked in SCM (check_revocation)
     if seen.revoked:
         return _new("enrolled", "it was revoked at SCM", "enroll")
     # rolled back, more than 7 days left
     if record.rolled_back and _is_installed(seen) and not lapses(held, now):
-        text = f"rolled back by the operator ({left}): stays until citrixagent.py renew {name}"
-        text += f", or {LAPSE.days} days before its end"
+        text = f"rolled back by the operator ({left}): stays until citrixagent.py renew "
+        text += f"{shlex.quote(name)}, or {LAPSE.days} days before its end"
         warnings = (text, *_names_kept(seen))
         return dataclasses.replace(_finish(profile, seen, text), warnings=warnings)
     notices = _cut_window(profile, record, held)
@@ -2496,7 +2498,7 @@ def _start(  # noqa: C901, PLR0911, PLR0912, PLR0915 - README's table, row by ro
     not_renewed = f"{left}, and renewal.auto_renew is false"
     # due, auto_renew: false, 7 days or less left
     if due and lapses(held, now):
-        text = f"{not_renewed}: run citrixagent.py enroll {name} before it expires"
+        text = f"{not_renewed}: run citrixagent.py enroll {shlex.quote(name)} before it expires"
         raise AgentError("state", text)
     plan = dataclasses.replace(_finish(profile, seen, left), notices=notices)
     # due, auto_renew: false
@@ -2542,7 +2544,7 @@ def _go_on(  # noqa: C901, PLR0911, PLR0912 - README's table, row by row
         return None
     # declined or rejected in SCM: run, and the profile was not edited
     if order.refused and intent.command == "run" and order.wish == wish_of(profile):
-        way = f"is edited or you run citrixagent.py enroll {name}"
+        way = f"is edited or you run citrixagent.py enroll {shlex.quote(name)}"
         raise AgentError(
             "declined", f"{order.refused}: nothing is ordered again until the profile {way}"
         )
@@ -6586,7 +6588,7 @@ class Ordering:
         """
         profile, name = self._profile, self._profile.name
         way = f"put the newest state/profile-{name}.json back, or order all the same with "
-        way += f"citrixagent.py enroll --force {name}"
+        way += f"citrixagent.py enroll --force {shlex.quote(name)}"
         if key_file := self._newer_key():
             text = f"{key_file} on {self._view.client.host} was made for an order that is not on"
             raise AgentError("state", f"{text} record: the record is old or was lost: {way}")
@@ -6689,7 +6691,8 @@ class Ordering:
             text = (
                 f"order {cert_id} was placed but could not be recorded ({error.message}): make room"
             )
-            text += f", then run citrixagent.py enroll --cert-id {cert_id} {self._profile.name}"
+            quoted = shlex.quote(self._profile.name)
+            text += f", then run citrixagent.py enroll --cert-id {cert_id} {quoted}"
             raise AgentError("state", text) from None
 
     def _send(self) -> str:
@@ -6785,7 +6788,9 @@ class Ordering:
             text = f"order {cert_id} was {status.lower()} in SCM" + (f": {words}" if words else "")
             refused = self._job.run.context.redactor.hide(text)
             self._memory.keep(ordering(self._record, refused=refused))
-            remedy = f"once it can succeed, run citrixagent.py enroll {self._profile.name}"
+            remedy = (
+                f"once it can succeed, run citrixagent.py enroll {shlex.quote(self._profile.name)}"
+            )
             raise AgentError("declined", f"{text}: {remedy}")
 
     def fail(self, error: AgentError, *, file_missing: bool, key_lost: bool) -> AgentError:
@@ -6799,7 +6804,7 @@ class Ordering:
         self._memory.try_to_keep(failed)
         if not _may_end_differently(error, key_lost=key_lost):
             return error
-        way = f"citrixagent.py enroll --force {self._profile.name}"
+        way = f"citrixagent.py enroll --force {shlex.quote(self._profile.name)}"
         text = f"{error.message}: if it stays so, give order {new.cert_id} up with {way}"
         return AgentError(error.kind, text)
 
@@ -9308,7 +9313,7 @@ def not_accepted_text(home: pathlib.Path) -> str:
     where = "" if home == _PROGRAM.parent else f"CITRIXAGENT_HOME={shlex.quote(str(home))} "
     return (
         "the licence agreement has not been accepted: read LICENSE.txt, then run "
-        f"{where}{_PROGRAM} eula --accept"
+        f"{where}{shlex.quote(str(_PROGRAM))} eula --accept"
     )
 
 
@@ -11561,7 +11566,7 @@ def _check_in_service(
         text = f"holds another certificate (serial {found}) than this tool installed ({serial})"
     else:
         text = f"still holds the previous certificate (serial {serial})"
-    way = f"citrixagent.py run {profile.name}"
+    way = f"citrixagent.py run {shlex.quote(profile.name)}"
     raise AgentError("state", f"the certkey {profile.certkey} {text}: see to that with {way} first")
 
 

@@ -125,6 +125,14 @@ def test_the_readme_explains_every_key() -> None:
     assert missing == set()
 
 
+def test_the_readme_shows_every_key_of_agent_yaml() -> None:
+    keys = keys_of("parse_settings", "_parse_notify", "_parse_mail", "_parse_ping")
+    assert {"defaults", "when", "to"} < keys
+    text = README[README.index("### agent.yaml") : README.index("## 5. Commands")]
+    text += README[README.index("Being told") :]
+    assert [key for key in keys if not re.search(rf"\b{key}(_file)?:|`{key}`", text)] == []
+
+
 def test_the_readme_tells_every_exit_code_and_kind() -> None:
     for code in citrixagent.ExitCode:
         assert re.search(rf"^\| {code.value} \|", README, re.MULTILINE), code

@@ -348,3 +348,10 @@ def test_a_path_with_a_blank_can_be_pasted(tmp_path: pathlib.Path, lab: Lab) -> 
     lab.accept()
     text = "client_secret: others can read this file, which holds a secret: chmod 600"
     assert lab("run").stderr == f"{home}/scm.yaml: {text} '{home}/scm.yaml'\n"
+
+
+def test_a_command_with_a_name_that_has_a_blank_can_be_pasted(lab: Lab) -> None:
+    lab.write_profile("my site", certificate=lab.certificate(name="www"))
+    assert lab("run").exit_code == 0
+    message = lab.json("enroll", "my site").profile("my site")["error"]["message"]
+    assert "citrixagent.py enroll --force 'my site'" in message
