@@ -1518,6 +1518,7 @@ def twins(profiles: Iterable[Profile]) -> dict[str, list[str]]:
 # ----- 5. Certificates ------------------------------------------------------------------------
 
 _PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
+_MOST_ISSUERS = 6  # what is above a leaf in practice is one to three
 _CURVES = {"secp256r1": "ECDSA-P256", "secp384r1": "ECDSA-P384"}
 _SUBJECT_KEYS = {  # of a profile, by object identifier and by the appliance's word
     **dict.fromkeys(("2.5.4.10", "O"), "organization"),
@@ -1702,8 +1703,63 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
+def _subject_wanted(subject: Subject) -> Mapping[str, str]:
+    """Return, by object identifier, what the subject of a CSR is to hold."""
+    from cryptography.x509.oid import NameOID
+
+    wanted = {
+        NameOID.COMMON_NAME: subject.common_name,
+        NameOID.ORGANIZATION_NAME: subject.organization,
+        NameOID.ORGANIZATIONAL_UNIT_NAME: subject.organizational_unit,
+        NameOID.LOCALITY_NAME: subject.locality,
+        NameOID.STATE_OR_PROVINCE_NAME: subject.state,
+        NameOID.COUNTRY_NAME: subject.country,
+        NameOID.EMAIL_ADDRESS: subject.email,
+    }
+    return {each.dotted_string: value for each, value in wanted.items() if value}
+
+
+def _is_harmless(value: x509.ExtensionType) -> bool:
+    """Tell whether an extension of a CSR asks for no more than a server's certificate.
+
+    Whether a release puts such into its CSRs is not documented.
+    """
+    from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    if isinstance(value, x509.BasicConstraints):
+        return not value.ca
+    if isinstance(value, x509.KeyUsage):
+        return not (value.key_cert_sign or value.crl_sign)
+    if isinstance(value, x509.ExtendedKeyUsage):
+        return set(value) <= {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
+    return isinstance(value, x509.SubjectKeyIdentifier)
+
+
+def _unasked(csr: x509.CertificateSigningRequest, subject: Subject) -> Iterator[str]:
+    """Say what a CSR asks for, besides its names, that was not asked of the appliance."""
+    from cryptography import x509
+
+    wanted, found = _subject_wanted(subject), collections.defaultdict[str, list[str]](list)
+    for attribute in csr.subject:
+        found[attribute.oid.dotted_string].append(str(attribute.value))
+    same = found.keys() == wanted.keys() and all(
+        len(values) == 1 and values[0].lower() == wanted[oid].lower()
+        for oid, values in found.items()
+    )
+    if not same:
+        yield f"its subject is {csr.subject.rfc4514_string()}"
+    for extension in csr.extensions:
+        value = extension.value
+        if isinstance(value, x509.SubjectAlternativeName):
+            kinds = {type(name) for name in value} - {x509.DNSName, x509.IPAddress}
+            yield from (f"it holds names of the kind {kind.__name__}" for kind in kinds)
+        elif not _is_harmless(value):
+            yield f"it asks for the extension {extension.oid.dotted_string}"
+
+
 def check_csr(pem: bytes, profile: Profile) -> str:
-    """Compare the CSR that the appliance made with the profile and return it in PEM.
+    """Compare the CSR that the appliance made, whole, with the profile and return it in PEM.
 
     Raises AgentError (mismatch): what is ordered is what was asked, or nothing is.
     """
@@ -1715,6 +1771,7 @@ def check_csr(pem: bytes, profile: Profile) -> str:
             csr = x509.load_pem_x509_csr(pem)
             names, signed = set(_names_of(csr.extensions)), csr.is_signature_valid
             key_type, common_name = key_type_of(csr.public_key()), _common_name_of(csr.subject)
+            unasked = list(_unasked(csr, profile.subject))
     except ValueError:
         raise AgentError("mismatch", "the CSR that the appliance made cannot be read") from None
     wrong = []
@@ -1726,11 +1783,22 @@ def check_csr(pem: bytes, profile: Profile) -> str:
         wrong.append(f"its common name is not {profile.subject.common_name}")
     if names != set(profile.names):
         wrong.append(f"its names are {_listed(names)}, not {_listed(profile.names)}")
+    wrong += unasked
     if wrong:
         raise AgentError(
             "mismatch", f"the CSR that the appliance made is not what was asked: {'; '.join(wrong)}"
         )
     return csr.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    """Tell whether a certificate may sign others."""
+    from cryptography import x509
+
+    with contextlib.suppress(x509.ExtensionNotFound):
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+        return constraints.value.ca
+    return False
 
 
 def _is_self_signed(certificate: x509.Certificate) -> bool:
@@ -1820,6 +1888,8 @@ def check_issued(
     if not leaves:
         raise AgentError("mismatch", "SCM issued a certificate for another key than the CSR's")
     leaf = _describe(leaves[0])
+    if _is_authority(leaves[0]):
+        raise AgentError("mismatch", "the issued certificate is that of a certificate authority")
     if missing := set(names) - set(leaf.names):
         raise AgentError("mismatch", f"the issued certificate lacks the names {_listed(missing)}")
     if not leaf.not_before - dt.timedelta(days=1) <= now < leaf.not_after:
@@ -1828,7 +1898,12 @@ def check_issued(
             f"the issued certificate is valid from {iso(leaf.not_before)} to "
             f"{iso(leaf.not_after)}, not now",
         )
-    return [leaf, *(_describe(issuer) for issuer in _issuers(leaves[0], pool))]
+    issuers = _issuers(leaves[0], pool)
+    if len(issuers) > _MOST_ISSUERS:
+        raise AgentError(
+            "mismatch", f"SCM's answer has more than {_MOST_ISSUERS} intermediates above the leaf"
+        )
+    return [leaf, *map(_describe, issuers)]
 
 
 # ----- 6. Model -------------------------------------------------------------------------------

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+from collections.abc import Sequence
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 from simulators.ca import Authority, ChainStyle
@@ -17,6 +18,7 @@ from simulators.ca import Authority, ChainStyle
 import citrixagent as agent
 
 NAMES = ("www.example.com", "example.com", "192.0.2.10")
+DAY = dt.timedelta(days=1)
 NOW = dt.datetime(2026, 11, 23, 2, 0, tzinfo=dt.timezone.utc)
 
 
@@ -46,14 +48,32 @@ def general(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
+SUBJECT = {
+    NameOID.COUNTRY_NAME: "GB",
+    NameOID.STATE_OR_PROVINCE_NAME: "England",
+    NameOID.ORGANIZATION_NAME: "Example Ltd",
+}
+
+
 def csr(
-    names: tuple[str, ...] = NAMES, common_name: str = "", curve: ec.EllipticCurve | None = None
+    names: tuple[str, ...] = NAMES,
+    common_name: str = "",
+    curve: ec.EllipticCurve | None = None,
+    subject: Sequence[tuple[x509.ObjectIdentifier, str]] = (),
+    more: Sequence[x509.ExtensionType] = (),
+    odd: Sequence[x509.GeneralName] = (),
 ) -> bytes:
+    """Return the PEM of a CSR; ``subject`` stands in for parts of it, or comes on top."""
     key = ec.generate_private_key(curve or ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name or names[0])])
-    builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
-    alternatives = x509.SubjectAlternativeName([general(name) for name in names])
-    signed = builder.add_extension(alternatives, critical=False).sign(key, hashes.SHA256())
+    given = [oid for oid, _ in subject if oid != NameOID.COMMON_NAME]
+    parts = [(oid, value) for oid, value in SUBJECT.items() if oid not in given]
+    parts += [(NameOID.COMMON_NAME, common_name or names[0]), *subject]
+    name = x509.Name([x509.NameAttribute(oid, value) for oid, value in parts if value])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(name)
+    alternatives = x509.SubjectAlternativeName([*map(general, names), *odd])
+    for extension in (alternatives, *more):
+        builder = builder.add_extension(extension, critical=False)
+    signed = builder.sign(key, hashes.SHA256())
     return signed.public_bytes(serialization.Encoding.PEM)
 
 
@@ -61,9 +81,55 @@ def test_a_csr_that_is_what_was_asked() -> None:
     assert "BEGIN CERTIFICATE REQUEST" in agent.check_csr(csr(), profile())
 
 
+def usage(**values: bool) -> x509.KeyUsage:
+    names = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment")
+    more = ("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only")
+    return x509.KeyUsage(**{name: values.get(name, False) for name in (*names, *more)})
+
+
+@pytest.mark.parametrize(
+    "extension",
+    [
+        x509.BasicConstraints(ca=False, path_length=None),
+        usage(digital_signature=True, key_encipherment=True),
+        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_csr_may_say_that_it_is_for_a_server(extension: x509.ExtensionType) -> None:
+    assert agent.check_csr(csr(more=[extension]), profile())
+
+
+def test_a_csr_may_be_written_in_other_letters() -> None:
+    assert agent.check_csr(csr(subject=[(NameOID.COUNTRY_NAME, "gb")]), profile())
+
+
 @pytest.mark.parametrize(
     ("pem", "words"),
     [
+        (csr(subject=[(NameOID.ORGANIZATION_NAME, "Other")]), "its subject is "),
+        (csr(subject=[(NameOID.ORGANIZATION_NAME, "")]), "its subject is "),
+        (csr(subject=[(NameOID.COUNTRY_NAME, "FR")]), "C=FR"),
+        (csr(subject=[(NameOID.STATE_OR_PROVINCE_NAME, "Wales")]), "ST=Wales"),
+        (csr(subject=[(NameOID.LOCALITY_NAME, "London")]), "L=London"),
+        (csr(subject=[(NameOID.EMAIL_ADDRESS, "a@example.com")]), "its subject is "),
+        (csr(subject=[(NameOID.COMMON_NAME, "other.example.com")]), "CN=other.example.com"),
+        (csr(subject=[(NameOID.SURNAME, "Smith")]), "its subject is "),
+        (csr(odd=[x509.RFC822Name("a@example.com")]), "it holds names of the kind RFC822Name"),
+        (
+            csr(odd=[x509.UniformResourceIdentifier("https://example.com")]),
+            "it holds names of the kind UniformResourceIdentifier",
+        ),
+        (
+            csr(more=[x509.BasicConstraints(ca=True, path_length=None)]),
+            "it asks for the extension 2.5.29.19",
+        ),
+        (csr(more=[usage(key_cert_sign=True)]), "it asks for the extension 2.5.29.15"),
+        (
+            csr(more=[x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING])]),
+            "it asks for the extension 2.5.29.37",
+        ),
+        (csr(more=[x509.OCSPNoCheck()]), "it asks for the extension 1.3.6.1.5.5.7.48.1.5"),
         (
             csr(NAMES[:2]),
             "its names are example.com, www.example.com, not 192.0.2.10, example.com, www",
@@ -73,7 +139,7 @@ def test_a_csr_that_is_what_was_asked() -> None:
         (csr(curve=ec.SECP384R1()), "its key is ECDSA-P384, not ECDSA-P256"),
         (b"junk", "the CSR that the appliance made cannot be read"),
     ],
-    ids=["fewer", "more", "name", "key", "junk"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_csr_that_is_not(pem: bytes, words: str) -> None:
     with pytest.raises(agent.AgentError) as caught:
@@ -160,3 +226,44 @@ def test_two_names_never_become_one(names: set[str]) -> None:
     one, two = names
     assert agent.file_base(one, 31) != agent.file_base(two, 31)
     assert agent.shorten(one) != agent.shorten(two)
+
+
+def grown(length: int, *, leaf_is_authority: bool = False) -> tuple[str, bytes]:
+    """Return a CSR and an answer whose leaf has so many intermediates above it, and no root."""
+    request = csr()
+    wanted = x509.load_pem_x509_csr(request).public_key()
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(length + 1)]
+    names = [
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"CA {n}")]) for n in range(length + 2)
+    ]
+    made = []
+    for number in range(length + 1):
+        subject = names[number - 1] if number else x509.Name([])
+        key = keys[number - 1].public_key() if number else wanted
+        is_authority = bool(number) or leaf_is_authority
+        builder = x509.CertificateBuilder(
+            names[number], subject, key, x509.random_serial_number(), NOW, NOW + 100 * DAY
+        ).add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+        if not number:
+            alternatives = x509.SubjectAlternativeName(list(map(general, NAMES)))
+            builder = builder.add_extension(alternatives, critical=True)
+        made.append(builder.sign(keys[number], hashes.SHA256()))
+    return request.decode(), b"".join(
+        each.public_bytes(serialization.Encoding.PEM) for each in made
+    )
+
+
+def test_a_chain_may_have_six_intermediates_and_no_more() -> None:
+    request, answer = grown(6)
+    assert len(agent.check_issued(answer, request, NAMES, NOW)) == 7
+    request, answer = grown(7)
+    with pytest.raises(agent.AgentError, match="more than 6 intermediates") as caught:
+        agent.check_issued(answer, request, NAMES, NOW)
+    assert caught.value.kind == "mismatch"
+
+
+def test_a_leaf_that_may_sign_others_is_refused() -> None:
+    request, answer = grown(1, leaf_is_authority=True)
+    with pytest.raises(agent.AgentError, match="that of a certificate authority") as caught:
+        agent.check_issued(answer, request, NAMES, NOW)
+    assert caught.value.kind == "mismatch"
