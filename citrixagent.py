@@ -7947,7 +7947,7 @@ class Console:
         """Write the one JSON object."""
         with self._lock:
             self._clear()
-            click.echo(json.dumps(self._redactor.hide_in(data)))
+            self._write(json.dumps(self._redactor.hide_in(data)))
 
     def progress(self, text: str, limit: float | None = None) -> None:
         """Say what this thread waits for from now on, and how long at most; nothing: it is done."""
@@ -7995,7 +7995,17 @@ class Console:
         line = visible(self._redactor.hide(text))
         with self._lock:
             self._clear()
-            click.echo(click.style(line, fg=colour) if colour else line, err=err)
+            self._write(click.style(line, fg=colour) if colour else line, err=err)
+
+    @staticmethod
+    def _write(line: str, *, err: bool = False) -> None:
+        """Print a line; a full disk, or a pipe that nobody reads, must not stop the rest."""
+        try:
+            click.echo(line, err=err)
+        except OSError:
+            stream = sys.stderr if err else sys.stdout
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _error_text(error: AgentError) -> str:
@@ -9431,8 +9441,6 @@ class Session:
             code = self._carry_out(body)
             try:
                 code = self._come_to_an_end(code)
-            except OSError:  # a full disk, a pipe that nobody reads: the exit code still tells
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             except Exception as error:
                 log.exception("unexpected")
                 code = self._was_surprised(error)

@@ -37,7 +37,15 @@ from simulators.server import (
 )
 
 from citrixagent import (
+    Channels,
+    Console,
+    Context,
     Interrupt,
+    Programs,
+    Redactor,
+    Report,
+    Result,
+    Settings,
     Story,
     is_worth_telling,
     subject_of,
@@ -623,7 +631,64 @@ def test_a_hook_that_failed_is_a_warning_of_its_profile_and_not_repeated(told: L
     assert told.json("run").profile()["warnings"] == []
 
 
+def channels(lab: Lab, names: list[str], code: str, limit: float) -> tuple[Channels, Report]:
+    """Return the channels of a run that renewed these profiles, with a short limit."""
+    context = Context(Interrupt(), Redactor())
+    report = Report("run", Console(context.redactor, quiet=True), as_json=True)
+    report.results = [Result(name, outcome="renewed") for name in names]
+    programs = Programs(lab.home, (), context.interrupt, limit)
+    words = (program(lab, code),)
+    return Channels(Settings(after_change=words), programs, None, report, context), report
+
+
+def test_after_two_hooks_that_ran_out_of_time_the_rest_are_skipped(lab: Lab) -> None:
+    names = [f"p{number:02}" for number in range(20)]
+    code = "import time, pathlib; time.sleep(60); pathlib.Path('ended').touch()"
+    hooks, report = channels(lab, names, code, 1.0)
+    hooks.after_change()
+    told = [warning for result in report.results for warning in result.warnings]
+    stopped = [text for text in told if text.endswith("did not end in time and was stopped")]
+    skipped = [text for text in told if text.startswith("after_change was skipped: it ran out of")]
+    assert len(stopped) + len(skipped) == 20
+    assert 2 <= len(stopped) <= 9  # of the eight that had begun, and one more at most
+    assert not (lab.home / "ended").exists()
+
+
+def test_at_most_eight_hooks_run_at_once(lab: Lab) -> None:
+    code = (
+        "import os, time\n"
+        "def note(text):\n"
+        "    file = os.open('order', os.O_WRONLY | os.O_CREAT | os.O_APPEND)\n"
+        "    os.write(file, text)\n"
+        "note(b'+')\n"
+        "time.sleep(0.3)\n"
+        "note(b'-')\n"
+    )
+    hooks, report = channels(lab, [f"p{number}" for number in range(20)], code, 60)
+    hooks.after_change()
+    running, most = 0, 0
+    for mark in (lab.home / "order").read_text():
+        running += 1 if mark == "+" else -1
+        most = max(most, running)
+    assert 1 < most <= 8
+    assert not [result for result in report.results if result.warnings]
+
+
 # The end of a run
+
+
+def test_output_that_cannot_be_printed_keeps_nobody_from_being_told(told: Lab) -> None:
+    settings(told, notify={"when": "always", "command": program(told, RECORD)})
+    with pathlib.Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, str(PROGRAM), "--home", str(told.home), "run"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(recorded(told)) == 1
+    assert (told.home / "state" / "last-run.json").exists()
 
 
 def test_the_order_at_the_end_of_a_run(told: Lab) -> None:
