@@ -7049,9 +7049,10 @@ class Installer:
 
     def _generation_of(self, row: CertKey) -> Generation:
         """Return what is in service now, as what a rollback would put back."""
-        installed, held = self._record.installed, self.held()
-        if installed and installed.serial == row.serial:
-            return installed
+        held = self.held()
+        for known in self._record.generations:  # also what somebody put back by hand
+            if known.serial == row.serial:
+                return known
         return Generation(
             key_file=row.key_file,
             cert_file=row.cert_file,
@@ -11647,10 +11648,11 @@ def _check_in_service(
     serial, found = shown_serial(held.serial), shown_serial(row.serial)
     if is_new:
         text = f"holds another certificate (serial {found}) than this tool installed ({serial})"
+        text += ": revoke the one that is meant in SCM, by its serial number"
     else:
         text = f"still holds the previous certificate (serial {serial})"
-    way = f"citrixagent.py run {shlex.quote(profile.name)}"
-    raise AgentError("state", f"the certkey {profile.certkey} {text}: see to that with {way} first")
+        text += f": run citrixagent.py renew {shlex.quote(profile.name)} first"
+    raise AgentError("state", f"the certkey {profile.certkey} {text}")
 
 
 def _find_target(session: Session, target: Target, view: View | None, wish: Revocation) -> None:

@@ -400,3 +400,27 @@ def test_a_server_that_asks_to_be_left_alone_is(lab: Lab, status: int) -> None:
     lab.scm.server.faults.clear()
     assert lab.json("run").profile()["outcome"] == "enrolled"
     assert orders(lab) == ["enroll"]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(301, "rejected"), (308, "rejected"), (405, "rejected"), (408, "unavailable")],
+)
+def test_other_answers_to_an_order_that_was_not_placed(lab: Lab, status: int, kind: str) -> None:
+    answered(lab, "POST", CERTIFICATES_PATH, Response(status, b"", {"Location": "https://x.test/"}))
+    lab.write_profile()
+    error, message = failed(lab)
+    assert (error, f"HTTP {status} from {lab.scm.url}" in message) == (kind, True)
+    assert ("check url and api in scm.yaml" in message) == (kind == "rejected")
+    lab.scm.server.faults.clear()
+    assert lab("run").exit_code == 0
+    assert orders(lab) == ["enroll"]
+
+
+@pytest.mark.parametrize("status", [302, 307, 425])
+def test_other_answers_to_a_download_that_pass(lab: Lab, status: int) -> None:
+    answered(lab, "GET", f"{CERTIFICATES_PATH}/1", Response(status, b"", {"Location": "/busy"}))
+    lab.write_profile()
+    assert failed(lab, "run", "--wait", "0")[0] == "unavailable"
+    lab.scm.server.faults.clear()
+    assert lab.json("run").profile()["outcome"] == "enrolled"

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from simulators import HUNG
 from simulators.netscaler import NetScaler
 from simulators.scm import scm_error
-from simulators.server import Fault, Request
+from simulators.server import Fault, Request, Response
 from test_cli import on_a_terminal
 from test_faults import failed, wants
 from test_lifecycle import leaf, served, use_admin, utc_now
@@ -61,6 +61,12 @@ def actions(lab: Lab) -> list[str]:
     return [order.action for order in lab.scm.orders]
 
 
+def enroll_before(lab: Lab) -> None:
+    """Have everything been ordered two days ago."""
+    with time_machine.travel(utc_now() - dt.timedelta(days=2), tick=True):
+        assert lab("run").exit_code == 0
+
+
 def outcomes(document: Document) -> dict[str, str]:
     return {each["profile"]: each["outcome"] for each in document["profiles"]}
 
@@ -71,8 +77,7 @@ def outcomes(document: Document) -> dict[str, str]:
 @pytest.mark.parametrize("command", ["renew", "replace"])
 def test_all_or_names(lab: Lab, command: str) -> None:
     lab.write_profile()
-    assert lab("run").exit_code == 0
-    backdate(lab, ["www"])
+    enroll_before(lab)
     for words in ([], ["--all", "www"], ["--all"], ["--all", "www", "--yes"]):
         outcome = lab(command, *words)
         assert outcome.exit_code == 2
@@ -85,28 +90,15 @@ def test_all_or_names(lab: Lab, command: str) -> None:
 
 @pytest.mark.parametrize(("command", "outcome"), [("renew", "renewed"), ("replace", "replaced")])
 def test_all_is_asked_for_with_the_number_of_orders(lab: Lab, command: str, outcome: str) -> None:
-    names = populate(lab, [lab.appliance], 2)
-    assert lab("run").exit_code == 0
-    with time_machine.travel(utc_now().replace(microsecond=0), tick=True):
-        code, shown = on_a_terminal(lab, "n\n", command, "--all")
-    assert code == 2
-    assert f"{command} 2 profiles: 0 orders at SCM" in shown
-    assert actions(lab) == ["enroll"] * 2
-    backdate(lab, names)
+    populate(lab, [lab.appliance], 2)
+    enroll_before(lab)
     code, shown = on_a_terminal(lab, "n\n", command, "--all")
-    assert (code, "2 orders at SCM" in shown) == (2, True)
+    assert code == 2
+    assert f"{command} 2 profiles: 2 orders at SCM" in shown
     assert actions(lab) == ["enroll"] * 2
     code, shown = on_a_terminal(lab, "y\n", command, "--all")
     assert (code, shown.count(f": {outcome}, valid until")) == (0, 2)
-
-
-def backdate(lab: Lab, names: Sequence[str]) -> None:
-    """Have everything been ordered two days ago."""
-    for name in names:
-        file = lab.home / "state" / f"profile-{name}.json"
-        record = json.loads(file.read_text())
-        record["installed"]["ordered_at"] = "2026-01-01T00:00:00Z"
-        file.write_text(json.dumps(record))
+    assert "2 profiles: 0 orders at SCM" in on_a_terminal(lab, "n\n", command, "--all")[1]
 
 
 @pytest.mark.parametrize("command", ["renew", "replace"])
@@ -133,8 +125,7 @@ def test_a_time_in_the_future_counts_as_long_ago(lab: Lab) -> None:
 
 def test_an_order_that_waits_is_gone_on_with(lab: Lab) -> None:
     lab.write_profile(enrollment={"max_wait": 0})
-    assert lab("run").exit_code == 0
-    backdate(lab, ["www"])
+    enroll_before(lab)
     lab.scm.approval = "manual"
     for _ in range(2):
         assert lab(*ALL).exit_code == 5
@@ -154,9 +145,8 @@ def test_what_is_missing_around_it_is_done(lab: Lab) -> None:
 
 
 def test_one_passing_answer_costs_one_profile(lab: Lab) -> None:
-    names = populate(lab, [lab.appliance], 3)
-    assert lab("run").exit_code == 0
-    backdate(lab, names)
+    populate(lab, [lab.appliance], 3)
+    enroll_before(lab)
     fault = Fault("status", matches=wants("POST", "/replace"), response=scm_error(-195), times=1)
     lab.scm.server.faults.append(fault)
     outcome = lab.json(*ALL)
@@ -240,16 +230,42 @@ def test_a_refused_revocation_changes_nothing(api: Lab) -> None:
 
 
 def test_what_is_in_service_is_never_revoked_as_the_previous(lab: Lab) -> None:
-    """Somebody put the old one back by hand."""
+    """Somebody put the old one back by hand: it is renewed, as the message says, and revoked."""
     lab.write_profile()
     for words in (["run"], ["replace", "www"]):
         assert lab(*words).exit_code == 0
-    old, new = lab.record()["previous"], lab.record()["installed"]
-    put(lab, old)
+    put(lab, lab.record()["previous"])
     kind, message = failed(lab, "revoke", "www", *PREVIOUS)
-    assert (kind, "still holds the previous certificate" in message) == ("state", True)
-    put(lab, new)
+    assert kind == "state"
+    assert "still holds the previous certificate" in message
+    assert message.endswith(": run citrixagent.py renew www first")
+    assert lab("renew", "www").exit_code == 0
     assert lab("revoke", "www", *PREVIOUS).exit_code == 0
+    assert [order.status for order in lab.scm.orders] == ["Revoked", "Issued", "Issued"]
+    assert lab("run").text == ""
+
+
+def test_an_id_that_is_also_in_service_is_never_revoked_as_the_previous(lab: Lab) -> None:
+    """An Enrollment API that keeps the id of what is replaced: it has no other name for it."""
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    first = lab.scm.orders[0].cert_id
+
+    def keep_id(request: Request, response: Response) -> Response:
+        if request.path.endswith("/replace"):
+            return dataclasses.replace(response, body=json.dumps({"certId": first}).encode())
+        if request.method == "GET" and request.path.endswith(f"/{first}"):
+            pem = lab.scm.collect(lab.scm.orders[-1])
+            return Response(200, (pem or "").encode(), {"Content-Type": "application/x-pem-file"})
+        return response
+
+    lab.scm.server.rewrite = keep_id
+    assert lab.json("replace", "www").profile()["outcome"] == "replaced"
+    kind, message = failed(lab, "revoke", "www", *PREVIOUS)
+    assert (kind, f"{first} is also the id of" in message) == ("state", True)
+    assert [order.status for order in lab.scm.orders] == ["Replaced", "Issued"]
+    lab.scm.server.rewrite = None
+    assert lab("rollback", "www").exit_code == 0
 
 
 def put(lab: Lab, generation: Document) -> None:
@@ -419,9 +435,8 @@ def until_done(lab: Lab, killer: Killer) -> bool:
 
 def rekey(lab: Lab, fleet: Sequence[NetScaler], each: int, every: int) -> None:
     names = populate(lab, fleet, each)
-    assert lab("run").exit_code == 0
+    enroll_before(lab)
     assert actions(lab) == ["enroll"] * len(names)
-    backdate(lab, names)
     killer = Killer(lab, every)
     for server in (lab.scm.server, *(appliance.server for appliance in fleet)):
         server.before = killer
