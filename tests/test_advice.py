@@ -179,7 +179,8 @@ def test_a_management_certificate_for_another_name(lab: Lab, names: list[str], t
     assert kind == "untrusted"
     assert message.startswith(
         f"{lab.appliance.host}: its TLS certificate is for {told}, not for 127.0.0.1: set "
-        "citrix.host to one of its names, or pin it with citrix.fingerprint"
+        "citrix.host to one of its names, or pin it with citrix.fingerprint "
+        f'(it presents fingerprint: "{lab.appliance.server.fingerprint}")'
     )
     assert not lab.appliance.server.requests
     fingerprint = lab.appliance.server.fingerprint

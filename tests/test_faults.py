@@ -106,7 +106,8 @@ def test_an_untrusted_appliance(lab: Lab, change: dict[str, object], words: str)
     assert kind == "untrusted"
     assert message == (
         f"{lab.appliance.host}: its TLS certificate is not trusted ({words}): set ca_bundle to the "
-        "PEM file of its CA, or, for an appliance, fingerprint"
+        "PEM file of its CA, or, for an appliance, fingerprint "
+        f'(it presents fingerprint: "{lab.appliance.server.fingerprint}")'
     )
     assert not lab.appliance.server.requests
 
