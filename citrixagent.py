@@ -854,7 +854,8 @@ class Section:
         """Return the keys that are given, here or below; all of them count as known."""
         below = self._below.names() if self._below else []
         self.known += [key for key in self._data if ":" not in str(key)]  # else a blank is missing
-        return list(dict.fromkeys([*below, *filter(self.given, self._data)]))
+        own = [key for key in self._data if isinstance(key, str) and self.given(key)]
+        return list(dict.fromkeys([*below, *own]))
 
     def apart(self, problems: list[str]) -> Section:
         """Return this section, telling what is wrong with it from now on elsewhere."""
@@ -901,7 +902,7 @@ class Section:
             try:
                 as_text(limit=256)(name)
             except ValueError as error:
-                fields.problem(str(name), str(error))
+                fields.problem(name, str(error))
             found.append((name, fields.get(name, as_text(limit=4096), "")))
         fields.close()
         return tuple(found)

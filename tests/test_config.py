@@ -563,6 +563,11 @@ ENROLLMENT: Table = [
         {"custom_fields": {"Room": ""}},
         "enrollment.custom_fields.Room: must not be empty",
     ),
+    (
+        "no text for names",
+        {"custom_fields": {7: "x", None: "x", True: SECRET}},
+        "enrollment.custom_fields: a key is not text: put it in quotes",
+    ),
     ("text for number", {"profile_id": "123"}, f"enrollment.profile_id: {NUMBER}"),
     ("negative", {"max_wait": -1}, "enrollment.max_wait: must be between 0 and 86400"),
     ("ten years", {"term": 3651}, "enrollment.term: must be between 1 and 3650"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pathlib
+import random
+import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from conftest import CLIENT_SECRET, PASSWORD, ROOT, Lab
@@ -251,6 +253,80 @@ def test_a_field_that_may_hold_its_value_is_told_by_its_line(lab: Lab) -> None:
     file.write_text(text)
     (problem,) = problems(lab)
     assert problem.endswith(f": unknown key; {HIDDEN}")
+
+
+PROFILE = f"""\
+citrix:
+  host: ns1.example.com
+  username: citrixagent
+  password: {SECRET}
+virtual_servers:
+  - {{name: vs_www, type: load_balancing}}
+certificate: {{common_name: www.example.com, organization: X, state: Y, country: GB}}
+enrollment:
+  custom_fields: {{Owner: {SECRET}}}
+"""
+MARKS = [
+    *"{}[]&*!|>%@`'\"#,?:-=~\\\t\n\0\x85\ufeff",
+    "- ",
+    "? ",
+    ": ",
+    " :",
+    "<<: ",
+    "---\n",
+    "...\n",
+]
+MARKS += [
+    "!!int ",
+    "!!bool ",
+    "!!binary ",
+    "!!timestamp ",
+    "!!set ",
+    "&a ",
+    "*a",
+    "0x",
+    "%YAML 9.9\n",
+]
+KEYS = ["password", "password_file", "password_env", "password_command"]
+KEYS += ["fingerprint", "timeout", "verify", "partition", "ssl_directory", "pass word", "<<"]
+
+
+def spoilt(number: int) -> Iterator[str]:
+    """Return so many profiles in which something went wrong around a secret, always the same."""
+    choose = random.Random(2)
+    for _ in range(number):
+        text = PROFILE.replace("password:", f"{choose.choice(KEYS)}:", choose.randint(0, 1))
+        for _ in range(choose.randint(1, 4)):
+            secret = choose.choice([m.start() for m in re.finditer(SECRET, text)] or [0])
+            place = max(0, secret + choose.randint(-14, 12))
+            if secret < place < secret + len(SECRET):
+                place = secret
+            cut = choose.randint(0, 2) if place + 2 < secret else 0
+            text = text[:place] + choose.choice(MARKS) * choose.randint(0, 1) + text[place + cut :]
+        yield text
+
+
+def check_spoilt(folder: pathlib.Path, number: int) -> None:
+    (folder / "profiles").mkdir()
+    file = folder / "profiles" / "www.yaml"
+    file.touch(0o600)
+    broken = 0
+    for text in spoilt(number):
+        file.write_text(text)
+        loaded = agent.Home(folder, agent.Redactor()).load_profiles([file])
+        told = "\n".join(loaded.broken.get("www", ()))
+        broken += bool(told)
+        assert SECRET not in told, (text, told)
+    assert broken > number / 2
+
+
+def test_a_secret_in_a_spoilt_profile_is_never_told(tmp_path: pathlib.Path) -> None:
+    check_spoilt(tmp_path, 300)
+
+
+@pytest.mark.long
+def test_a_secret_in_many_spoilt_profiles_is_never_told(tmp_path: pathlib.Path) -> None:
+    check_spoilt(tmp_path, 5_000)
 
 
 def test_the_sample_of_scm_yaml_is_refused_as_it_is(lab: Lab) -> None:
