@@ -78,7 +78,7 @@ class World:
         refusal = nitro_error(1645)
         assert lab("run", "renewed", "restoring").exit_code == 0
         assert lab("renew", "renewed", "restoring").exit_code == 0
-        faults.append(Fault("lost", matches=wants("POST", "action=update"), times=9))
+        faults.append(Fault("reset", matches=wants("POST", "action=update"), times=9))
         assert lab("rollback", "restoring").exit_code == 1
         faults[:] = [Fault("status", matches=wants("POST", "/sslcertreq"), response=refusal)]
         assert lab("run", "unsent").exit_code == 1
