@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from test_certificates import NAMES
+from test_certificates import NAMES, NOW, issued
 from test_planning import certificate
 
 import citrixagent as agent
@@ -96,6 +96,20 @@ ANOTHER = dataclasses.replace(CHANGE, new=generation("E5"), take_over=False)
 MADE = ("C3.key", "C3.csr", "C3.crt")
 CHAIN = [dataclasses.replace(certificate(serial=serial), pem=serial) for serial in ("C9", "CA")]
 
+WITH_NAMES = [dataclasses.replace(CHAIN[0], names=(*NAMES, "a.b")), CHAIN[1]]
+WAS_ISSUED = {"change.new.serial": "C9", "change.new.pem": "C9CA"}
+LIFETIME = "change.new.lifetime"
+
+
+def replacing(**values: Any) -> Record:
+    """Return a record whose open order replaces a certificate that is known."""
+    request, answer = issued()
+    leaf = agent.check_issued(answer, request, NAMES, NOW)[0]
+    held = dataclasses.replace(SECOND, **{"pem": leaf.pem, "serial": leaf.serial, **values})
+    order = dataclasses.replace(ORDER, action="replace")
+    new = dataclasses.replace(THIRD, serial="", pem="")
+    return having(with_change(order=order, new=new), installed=held)
+
 
 def with_values(record: Any, changes: Mapping[str, Any]) -> Any:
     """Return a record with other values of fields, which are named by their paths."""
@@ -167,7 +181,42 @@ CASES = {
     "what was issued": Case(
         NOT_ISSUED,
         lambda r: agent.issue(r, CHAIN),
-        {"change.new.serial": "C9", "change.new.pem": "C9CA"},
+        WAS_ISSUED,
+    ),
+    "a replacement keeps the lifetime that was ordered": Case(
+        replacing(lifetime=5), lambda r: agent.issue(r, CHAIN), {**WAS_ISSUED, LIFETIME: 5}
+    ),
+    "a replacement of one that was no replacement": Case(
+        replacing(), lambda r: agent.issue(r, CHAIN), {**WAS_ISSUED, LIFETIME: 199 * 86400 - 1}
+    ),
+    "a replacement of what is not known": Case(
+        replacing(pem="", lifetime=5), lambda r: agent.issue(r, CHAIN), WAS_ISSUED
+    ),
+    "a replacement of nothing": Case(
+        having(replacing(), installed=None), lambda r: agent.issue(r, CHAIN), WAS_ISSUED
+    ),
+    "a renewal has a lifetime of its own": Case(
+        having(replacing(lifetime=5), change=NOT_ISSUED.change),
+        lambda r: agent.issue(r, CHAIN),
+        WAS_ISSUED,
+    ),
+    "a name that was removed and came back": Case(
+        having(NOT_ISSUED, installed=dataclasses.replace(SECOND, names=("a.b", "c.d"))),
+        lambda r: agent.issue(r, WITH_NAMES),
+        {**WAS_ISSUED, "change.new.unwanted": ("a.b",)},
+    ),
+    "a name that was removed before and came back": Case(
+        having(NOT_ISSUED, installed=dataclasses.replace(SECOND, unwanted=("a.b",))),
+        lambda r: agent.issue(r, WITH_NAMES),
+        {**WAS_ISSUED, "change.new.unwanted": ("a.b",)},
+    ),
+    "a name of what others had installed": Case(
+        having(NOT_ISSUED, installed=dataclasses.replace(FOREIGN, names=("a.b",))),
+        lambda r: agent.issue(r, WITH_NAMES),
+        WAS_ISSUED,
+    ),
+    "a name, where nothing was installed": Case(
+        having(NOT_ISSUED, installed=None), lambda r: agent.issue(r, WITH_NAMES), WAS_ISSUED
     ),
     "a failure": Case(
         with_order(failed=None, key_lost=False),
@@ -281,6 +330,14 @@ def test_what_a_rollback_restores_is_what_a_second_one_takes_back() -> None:
     assert forth.litter == RECORD.litter
 
 
+def test_the_lifetime_of_another_certificate_says_nothing() -> None:
+    held = certificate()
+    made = generation(held.serial, lifetime=5)
+    assert agent.lifetime_of(made, held) == 5
+    for other in (generation("B2", lifetime=5), generation(held.serial), None):
+        assert agent.lifetime_of(other, held) == 198 * 86400
+
+
 @pytest.mark.parametrize(
     ("change", "made"),
     [
@@ -306,6 +363,8 @@ def test_which_files_were_made_for_a_change(change: Change, made: tuple[str, ...
 )
 def test_the_generations_of_a_record(record: Record, found: tuple[Generation, ...]) -> None:
     assert record.generations == found
+    assert having(record, change=None).known == found
+    assert having(record, change=CHANGE).known == (*found, THIRD, SECOND)
     assert CHANGE.generations == (THIRD, SECOND)
     assert FIRST_CHANGE.generations == (THIRD,)
 

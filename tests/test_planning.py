@@ -464,6 +464,17 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         ),
     },
     "placed": {
+        "installed, and issued after it was sent": Planned(
+            "enrolled",
+            None,
+            Step.LINK,
+            seen(
+                with_order(**UPLOADED),
+                certificate=dataclasses.replace(NEWER, serial="B2"),
+                issued=dataclasses.replace(NEWER, serial="B2"),
+                linked=False,
+            ),
+        ),
         "the certkey holds something older that is not on record": Planned(
             "enrolled", None, Step.COLLECT, seen(PENDING, certificate=certificate(serial="C3"))
         ),
@@ -656,6 +667,16 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         "rolled back": Refused("state", "enroll --force www", seen(ROLLED_BACK), ENROLL),
     },
     "enroll": {
+        "not finished, revoked at SCM": Planned(
+            "enrolled", "enroll", NEW_KEY, seen(record(finishing="renewed"), revoked=True), ENROLL
+        ),
+        "not finished, an order given up": Planned(
+            "enrolled",
+            "enroll",
+            NEW_KEY,
+            seen(dataclasses.replace(UNKNOWN, finishing="renewed")),
+            FORCE,
+        ),
         "revoked at SCM": Planned("enrolled", "enroll", NEW_KEY, seen(revoked=True), ENROLL),
         "forced": Planned("enrolled", "enroll", NEW_KEY, intent=FORCE),
         "revoked": Planned("enrolled", "enroll", NEW_KEY, seen(record(revoked="A1")), ENROLL),
@@ -759,6 +780,12 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
         ),
     },
     "names or key type differ, on_change: replace, managed": {
+        "not finished": Planned(
+            "replaced",
+            "replace",
+            NEW_KEY,
+            seen(dataclasses.replace(CHANGED, finishing="renewed", unverified=True)),
+        ),
         "another common name": Planned("replaced", "replace", NEW_KEY, seen(REORDERED)),
         "names": Planned("replaced", "replace", NEW_KEY, seen(CHANGED)),
         "key type": Planned("replaced", "replace", NEW_KEY, wanted=other(key_type="RSA-2048")),
