@@ -35,7 +35,6 @@ def served(lab: Lab, name: str = "vs_www") -> list[x509.Certificate]:
 def age(lab: Lab, days: int) -> None:
     """Let SCM issue as so many days ago, so that a certificate is that much nearer to its end."""
     lab.scm.now = lambda: utc_now() - dt.timedelta(days=days)
-    lab.scm.server.clock = utc_now
 
 
 def utc_now() -> dt.datetime:
