@@ -6335,15 +6335,24 @@ def _open_order(record: Record) -> Document | None:
 
 
 def profile_standing(
-    profile: Profile, record: Record, certificate: Certificate | None, *, failed: bool
+    profile: Profile,
+    record: Record,
+    certificate: Certificate | None,
+    *,
+    failed: bool,
+    revoked: str | None = None,
 ) -> Standing:
-    """Return how a profile stands by its record and what its certkey holds."""
-    order = record.change.order if record.change else None
+    """Return how a profile stands by its record and what its certkey holds.
+
+    ``revoked``: the serial of a certificate of which SCM says so.
+    """
+    order, installed = record.change.order if record.change else None, record.installed
+    held = certificate.serial if certificate else ""
     facts = {
         "failed": failed,
-        "revoked": bool(certificate and record.revoked == certificate.serial),
+        "revoked": bool(held) and held in {record.revoked, revoked},
         "declined": bool(order and order.refused),
-        "rolled back": record.rolled_back,
+        "rolled back": record.rolled_back and installed is not None and installed.serial == held,
     }
     marks = [mark for mark, holds in facts.items() if holds]
     return standing(profile, record, certificate, _open_order(record), marks, utc_now())
@@ -7239,6 +7248,7 @@ class Work:
         self._installer = Installer(self._job)
         self._plan: Plan | None = None
         self._preview: list[str] = []
+        self._revoked: str | None = None  # the serial of what SCM says was revoked
         self._is_begun = False
         self._held: Certificate | None = None
         self._todo: list[Step] = []
@@ -7273,6 +7283,8 @@ class Work:
         log.log(level, "%s: decided: %s: %s", self.profile.name, plan.outcome, plan.reason)
         if seen.unbound and steps:
             self._check_virtual_servers()
+        if seen.revoked and seen.certificate:
+            self._revoked = seen.certificate.serial
         held = self._record.installed if _is_installed(seen) else None
         names = held.names if held else ()
         self._preview = preview(self.profile, plan, seen.certificate, names)
@@ -7532,7 +7544,11 @@ class Work:
         row = self._view.certkeys.get(self.profile.certkey)
         certificate = (known_certificate(self._record, row) or from_row(row)) if row else None
         self.result.standing = profile_standing(
-            self.profile, self._record, certificate, failed=self.has_failed
+            self.profile,
+            self._record,
+            certificate,
+            failed=self.has_failed,
+            revoked=self._revoked,
         )
 
     def finish(self) -> None:

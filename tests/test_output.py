@@ -206,7 +206,8 @@ def test_progress_names_what_is_awaited_how_long_and_the_limit(lab: Lab) -> None
     lab.write_profile()
     _, shown = on_a_terminal(lab, "run", columns=120)
     assert re.search(r"www: waiting for 1 certificate, \d+ of at most \d+ s; Ctrl-C is safe", shown)
-    assert f"{lab.appliance.host}: www: create_key, 0 of at most 20 s; Ctrl-C is safe" in shown
+    step = rf"{lab.appliance.host}: www: create_key, \d+ of at most \d+ s; Ctrl-C is safe"
+    assert re.search(step, shown)
 
 
 def test_progress_ticks_while_nothing_happens() -> None:
@@ -221,7 +222,7 @@ def test_progress_goes_on_by_itself_during_a_slow_request(lab: Lab) -> None:
     )
     lab.write_profile(citrix=lab.citrix(timeout=20))
     _, shown = on_a_terminal(lab, "run", columns=120)
-    assert re.search(r"reading, 1 of at most 20 s", shown)
+    assert re.search(r"reading, 1 of at most \d+ s", shown)
 
 
 def test_progress_is_cut_to_the_width_and_cleared_before_other_text(lab: Lab) -> None:

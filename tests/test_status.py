@@ -570,6 +570,24 @@ def test_a_revocation_is_critical_until_there_is_another_certificate(lab: Lab) -
     assert status(lab)["level"] == "ok"
 
 
+def test_what_scm_says_was_revoked_stays_critical_while_it_cannot_be_replaced(lab: Lab) -> None:
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    lab.scm.orders[0].status = "Revoked"
+    lab.scm.server.faults.append(
+        Fault(
+            "status",
+            matches=lambda r: r.method == "POST" and r.path.endswith("/certificates"),
+            response=Response(400, b'{"code": -107, "description": "no validation"}'),
+        )
+    )
+    assert lab("run").exit_code == 1
+    assert (status(lab)["profiles"][0]["state"], status(lab)["level"]) == ("revoked", "critical")
+    lab.scm.server.faults.clear()
+    assert lab("run").exit_code == 0
+    assert status(lab)["level"] == "ok"
+
+
 def test_a_certificate_that_is_not_renewed_by_itself_has_no_renewal(lab: Lab) -> None:
     lab.write_profile(renewal={"auto_renew": False})
     assert lab("run").exit_code == 0
