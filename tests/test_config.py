@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import datetime as dt
 import itertools
 import pathlib
 import re
@@ -14,6 +16,8 @@ import yaml
 from conftest import CLIENT_SECRET, PASSWORD, Lab
 from simulators.netscaler import NetScaler
 from simulators.scm import Scm
+
+import citrixagent
 
 SECRET = "hunter2"  # stands where it should not, and must never be told
 DIGITS = "01234567"  # a password that YAML takes for a number
@@ -1296,6 +1300,103 @@ def test_what_is_wrong_with_an_appliance_is_told_once(home: Lab) -> None:
     assert plain.stdout.count("failed: 1 problem in its configuration\n") == 2
     for name in ("api", "www"):
         assert told.profile(name)["error"] == {"kind": "config", "message": problem}
+
+
+ODD: list[object] = [
+    None,
+    True,
+    0,
+    -1,
+    2**70,
+    1.5,
+    float("nan"),
+    "",
+    " ",
+    "x",
+    "\u2603",
+    "\x7f",
+    "a\nb",
+    "*",
+]
+ODD += ["x" * 5000, "1" * 400, "[", "'", "${x}", "../..", "%s", b"\xff", [], [[]], [None], [{}], {}]
+ODD += [{"x": 1}, {1: 2}, {None: None}, [1, "x"], dt.date(2026, 1, 1), {"password": [{}]}, "\ud800"]
+DOCUMENTS: dict[str, Mapping[str, Any]] = {
+    "scm.yaml": {
+        **dict.fromkeys(["api", "url", "client_id", "client_secret", "token_url", "ca_bundle"]),
+        **dict.fromkeys(["proxy", "timeout", "check_revocation", "org_id", "term", "cert_type"]),
+        **dict.fromkeys(["customer_uri", "login", "password", "password_file", "password_env"]),
+    },
+    "agent.yaml": {
+        "defaults": {
+            "citrix": None,
+            "certificate": {"country": None, "key_type": None},
+            "renewal": {"expiry_window": None, "auto_renew": None},
+            "enrollment": {"custom_fields": {"Owner": None}},
+            "verification": {"handshake": None},
+        },
+        **dict.fromkeys(["max_orders", "metrics_file", "ping_url", "after_change"]),
+        "notify": {
+            "when": None,
+            "command": None,
+            "mail": dict.fromkeys(["to", "from", "server", "username", "password", "security"]),
+        },
+    },
+    "profiles/www.yaml": {
+        "citrix": {
+            **dict.fromkeys(["host", "username", "password", "password_command", "fingerprint"]),
+            **dict.fromkeys(["ca_bundle", "verify", "timeout", "partition", "ssl_directory"]),
+        },
+        "virtual_servers": [dict.fromkeys(["name", "type", "sni", "connect"])],
+        "certificate": dict.fromkeys(["name", "common_name", "subject_alternative_names", "email"]),
+        "enrollment": {"custom_fields": {"Owner": None}, "profile_id": None, "max_wait": None},
+    },
+}
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    for key, child in node.items() if isinstance(node, dict) else ():
+        yield from places(child, (*path, key))
+    for index, child in enumerate(node) if isinstance(node, list) else ():
+        yield from places(child, (*path, index))
+
+
+def planted(document: Mapping[str, Any], path: tuple[Any, ...], value: object) -> object:
+    """Return a document with a value at a place; what else it holds is empty."""
+    if not path:
+        return value
+    root: Any = copy.deepcopy(document)
+    node = root
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    return root
+
+
+def check_places(lab: Lab, file: str, share: int) -> None:
+    """Plant one value of so many in every place: it is a problem of that file, or it is right."""
+    lab.write_profile()
+    (lab.home / file).touch(0o600)
+    for index, path in enumerate(places(DOCUMENTS[file])):
+        for value in ODD[index % share :: share]:
+            (lab.home / file).write_text(yaml.dump(planted(DOCUMENTS[file], path, value)))
+            read = citrixagent.Home(lab.home, citrixagent.Redactor())
+            loaded = [read.load_scm()[1], read.load_settings()[1]]
+            loaded += read.load_profiles([lab.home / WWW]).broken.values()
+            for problem in itertools.chain.from_iterable(loaded):
+                assert problem.startswith(f"{lab.home}/"), (path, value)
+                assert problem.isprintable(), (path, value)
+
+
+@pytest.mark.parametrize("file", DOCUMENTS)
+def test_a_value_in_a_wrong_place_is_no_more_than_a_problem(home: Lab, file: str) -> None:
+    check_places(home, file, share=8)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("file", DOCUMENTS)
+def test_no_value_in_any_place_is_more_than_a_problem(home: Lab, file: str) -> None:
+    check_places(home, file, share=1)
 
 
 # ----- Nothing wrong ------------------------------------------------------------------------------
