@@ -1948,6 +1948,8 @@ class Generation:
     form: str = "PEM"  # how its files are loaded: PEM, DER or PFX
     ordered_at: str | None = None  # where this tool did
     revoked: bool = False  # by the operator, while it was not in service any more
+    not_after: str = ""  # where only the appliance's row is known of the certificate
+    no_way_back: str = ""  # why it cannot be put back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1980,7 +1982,7 @@ class Change:
     new: Generation
     old: Generation | None = None  # what the certkey held before
     order: Order | None = None
-    take_over: bool = False  # the operator agreed to push out other default certificates
+    take_over: bool = False  # the operator agreed to take what belongs to somebody else
     key_created: bool = False
     uploaded: bool = False
 
@@ -1993,6 +1995,15 @@ class Change:
         """The files that were, or may have been, made for it."""
         files = (self.new.key_file, self.order.csr_file, self.new.cert_file) if self.order else ()
         return tuple(file for file in files if file)
+
+
+@dataclasses.dataclass(frozen=True)
+class Displaced:
+    """A binding of somebody else that is ended, with the operator's consent, for one of ours."""
+
+    virtual_server: str
+    certkey: str
+    sni: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -2011,6 +2022,7 @@ class Record:
     revoked: str | None = None  # serial of a certificate that the operator revoked
     litter: tuple[str, ...] = ()  # files of ours without a use
     latest: str | None = None  # when its last order began: no key file of ours is newer
+    ended: tuple[Displaced, ...] = ()  # until ours is bound instead, or they are bound again
 
     @property
     def generations(self) -> tuple[Generation, ...]:
@@ -2021,6 +2033,17 @@ class Record:
     def known(self) -> tuple[Generation, ...]:
         """Every generation that stands in it."""
         return (*self.generations, *(self.change.generations if self.change else ()))
+
+
+def leaf_of(made: Generation) -> Certificate | None:
+    """Return a generation's certificate: its PEM, or what the appliance's row told; else None."""
+    if made.pem:
+        return read_chain(made.pem)[0]
+    if not made.not_after:
+        return None
+    end = parse_iso(made.not_after)
+    name = made.names[0] if made.names else ""
+    return Certificate("", made.serial, "", name, made.names, made.key_type, end, end)
 
 
 def open_change(record: Record) -> Change:
@@ -2169,17 +2192,37 @@ class Intent:
 
     command: Command = "run"
     force: bool = False  # of enroll
+    take_over: bool = False  # also what belongs to somebody else
     cert_id: str | None = None
     reason: str = ""  # for SCM, of a replacement
     everything: bool = False  # renew or replace all, which may be repeated
 
 
 @dataclasses.dataclass(frozen=True)
+class Taken:
+    """A place on a virtual server of the profile that belongs to the certkey of somebody else."""
+
+    virtual_server: str
+    certkey: str
+    sni: bool = False
+    names: tuple[str, ...] = ()  # that both are for, of an SNI certificate
+    owner: str = ""  # the profile that manages that certkey
+    beside: bool = False  # ours is bound there too: it is its successor that would not fit
+
+    @property
+    def text(self) -> str:
+        what = f"the SNI certificate for {_listed(self.names)}, " if self.names else ""
+        owner = f" of the profile {self.owner}" if self.owner else ""
+        where = f'the virtual server "{self.virtual_server}" holds'
+        return f'{where} {what}the certkey "{self.certkey}"{owner} already'
+
+
+@dataclasses.dataclass(frozen=True)
 class Observed:
     """What was found for one profile.
 
-    ``certificate`` is what the certkey holds; ``conflicts`` names, per virtual server, the certkey
-    that would be pushed out.
+    ``certificate`` is what the certkey holds; ``elsewhere`` names the virtual servers that it is
+    bound to and the profile does not name.
     """
 
     now: dt.datetime
@@ -2187,7 +2230,8 @@ class Observed:
     certificate: Certificate | None = None
     linked: bool = True
     unbound: tuple[str, ...] = ()
-    conflicts: tuple[str, ...] = ()
+    taken: tuple[Taken, ...] = ()
+    elsewhere: tuple[str, ...] = ()
     revoked: bool = False
     issued: Certificate | None = None  # for the open order, collected but not proved to be served
     previous: Certificate | None = None  # what a rollback would put back, where it is known
@@ -2241,11 +2285,11 @@ def wish_of(profile: Profile) -> str:
     return hashlib.sha256(json.dumps(wish, sort_keys=True).encode()).hexdigest()
 
 
-def conflict_text(name: str, conflicts: Iterable[str]) -> str:
-    return (
-        f"{'; '.join(conflicts)}: unbind it, or replace it with "
-        f"citrixagent.py enroll --force {shlex.quote(name)}"
-    )
+def taken_text(name: str, taken: Sequence[Taken]) -> str:
+    """Say what holds the places that a profile asks for, and the ways out."""
+    unmanaged = "" if any(each.owner for each in taken) else "name it as certificate.name, "
+    way = f"{unmanaged}unbind it, or run citrixagent.py run {shlex.quote(name)} --take-over"
+    return f"{'; '.join(each.text for each in taken)}: {way}"
 
 
 def unknown_outcome_text(name: str, change: Change) -> str:
@@ -2470,7 +2514,9 @@ def _finish(  # noqa: PLR0911 - README's table, row by row
     return Plan("unchanged", reason)
 
 
-def _roll_back(profile: Profile, seen: Observed) -> Plan:
+def _roll_back(  # noqa: C901 - README's table, row by row
+    profile: Profile, seen: Observed
+) -> Plan:
     """Put the previous generation back; a change that may still be used is not given up."""
     record, name, previous = seen.record, profile.name, seen.previous
     change, order = record.change, record.change.order if record.change else None
@@ -2486,6 +2532,9 @@ def _roll_back(profile: Profile, seen: Observed) -> Plan:
     # rollback: there is nothing to put back
     if not (record.previous and _is_installed(seen)):
         raise AgentError("state", f"there is no previous certificate of {name} to put back")
+    # rollback: what was there before was loaded in a way that cannot be repeated
+    if why := record.previous.no_way_back:
+        raise AgentError("state", f"what {name} had before cannot be put back: {why}")
     # rollback: what was there before is not known
     if not previous:
         raise AgentError("state", f"what {name} had before is not known well enough")
@@ -2660,17 +2709,91 @@ def _decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
     return _go_on(profile, seen, change, intent) or _start(profile, seen, intent, anew=True)
 
 
-def _beside_others(profile: Profile, seen: Observed, plan: Plan, intent: Intent) -> Plan:
-    """Decide about a plan that would push another certkey out of its place."""
-    # taken: an installed certificate is to be renewed, replaced or enrolled anew
-    if seen.certificate and Step.INSTALL in plan.steps(profile):
-        return plan  # only the binding is then refused, at the end
+def _is_ours(seen: Observed) -> Generation | None:
+    """Return what is known of the installed certificate, where this tool ordered it."""
+    record, held = seen.record, seen.certificate
+    known = (*record.generations, *(record.change.generations if record.change else ()))
+    ours = (each for each in known if held and each.ours and each.serial == held.serial)
+    return next(ours, None)
+
+
+def _names_held(seen: Observed) -> tuple[str, ...]:
+    """Return what the certkey's certificate is for: of ours what was ordered, else all of it."""
+    if ours := _is_ours(seen):
+        return ours.names
+    held = seen.certificate
+    return (held.names or (held.common_name,)) if held else ()
+
+
+def _lost_names(profile: Profile, seen: Observed, plan: Plan) -> list[str]:
+    """Return the names that the successor would lack, where others are served by them too."""
+    if not seen.elsewhere or plan.restores:
+        return []
     change = seen.record.change if plan.resumes else None
-    # taken: enroll --force, or an order that was placed with it
-    if intent.force or (change and change.take_over):
+    wanted = change.new.names if change else profile.names
+    return [name for name in _names_held(seen) if not covers(wanted, [name])]
+
+
+def _serves_something(
+    profile: Profile, seen: Observed, taken: Sequence[Taken], *, orders: bool
+) -> bool:
+    """Tell whether a plan gets anything served though the taken places stay as they are."""
+    servers, unbound = {server.name for server in profile.virtual_servers}, set(seen.unbound)
+    free = unbound - {each.virtual_server for each in taken}
+    return bool(free or (orders and (servers - unbound or seen.elsewhere)))
+
+
+def _stranger_text(profile: Profile, seen: Observed) -> str:
+    text = f'the certkey "{profile.certkey}" holds a certificate for {_listed(_names_held(seen))}'
+    way = f"run citrixagent.py run {shlex.quote(profile.name)} --take-over"
+    text += f", which is not for {profile.names[0]}"
+    return f"{text}: name another one as certificate.name, or {way}"
+
+
+def _loss_text(profile: Profile, seen: Observed, lost: Iterable[str]) -> str:
+    text = f'the certkey "{profile.certkey}" is also bound to {_listed(seen.elsewhere)}, which'
+    way = f"unbind it, or run citrixagent.py run {shlex.quote(profile.name)} --take-over"
+    return f"{text} would lose {_listed(lost)}: add that to the profile, {way}"
+
+
+def _beside_others(profile: Profile, seen: Observed, plan: Plan, intent: Intent) -> Plan:
+    """Decide about a plan that may take what belongs to somebody else."""
+    change = seen.record.change if plan.resumes else None
+    steps, held, names = plan.steps(profile), seen.certificate, _names_held(seen)
+    updates = held is not None and Step.INSTALL in steps
+    beside = [each for each in seen.taken if each.beside and updates]
+    taken = [each for each in seen.taken if not each.beside and Step.BIND in steps]
+    lost = _lost_names(profile, seen, plan) if updates else []
+    # --take-over, or an open order that was placed with it
+    if intent.take_over or (change and change.take_over):
         return plan
+    # the certkey is to be updated, and holds somebody else's certificate that is not for the common
+    # name
+    if updates and not (_is_ours(seen) or covers(names, [profile.names[0]])):
+        raise AgentError("state", _stranger_text(profile, seen))
+    # the certkey is to be updated, and is bound to a virtual server that the profile does not name
+    # and that would lose a name
+    if lost:
+        raise AgentError("state", _loss_text(profile, seen, lost))
+    # taken, because the key type or a name changes
+    if beside:
+        raise AgentError("state", taken_text(profile.name, beside))
+    # taken, and nothing else would be served
+    if taken and not _serves_something(profile, seen, taken, orders=Step.INSTALL in steps):
+        raise AgentError("state", taken_text(profile.name, taken))
     # taken
-    raise AgentError("state", conflict_text(profile.name, seen.conflicts))
+    if taken:
+        return plan
+    return plan
+
+
+def _told_of_others(profile: Profile, seen: Observed, plan: Plan) -> Iterator[str]:
+    """Say who else gets the successor of the installed certificate."""
+    if seen.elsewhere and Step.INSTALL in plan.steps(profile):
+        text = f'the certkey "{profile.certkey}" is bound to {_listed(seen.elsewhere)} too'
+        if lost := _lost_names(profile, seen, plan):
+            text += f", for which the new certificate lacks {_listed(lost)}"
+        yield f"{text}: what is installed is served there as well"
 
 
 def decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
@@ -2679,8 +2802,9 @@ def decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
     Raises AgentError where the present situation forbids to go on: then nothing is done.
     """
     plan = _decide(profile, seen, intent)
-    is_taken = plan.first and seen.conflicts
-    return _beside_others(profile, seen, plan, intent) if is_taken else plan
+    plan = _beside_others(profile, seen, plan, intent)
+    told = tuple(_told_of_others(profile, seen, plan))
+    return dataclasses.replace(plan, warnings=(*plan.warnings, *told))
 
 
 _VERBS: Mapping[str, str] = {
@@ -3589,6 +3713,7 @@ _PAGES, _ROWS = 1000, 100_000  # of one list
 _LIST_PATIENCE = 10  # requests that take all of their time, for one list
 _EXISTS = 273
 _NO_CERTKEY = 1540
+_NO_BINDING = 1542
 _NO_LINK = 1545
 _ISSUER_MISMATCH = 1548
 _FILE_EXISTS = 1642
@@ -3597,6 +3722,8 @@ _KEY_FILE = re.compile(r"[.](key|pfx|p12|pvk|pk8|p8)$", re.IGNORECASE)
 _UNKNOWN_OBJECT = frozenset({278, 1088, 1090, 1232})
 _NO_PAGES = frozenset({278, 1090, 1232, 1239, 1240})
 _DONE_HERE = frozenset({349, 457, 458})  # carried out, but not on another node
+_NOT_OFFERED = _UNKNOWN_OBJECT | {257, 258, 461, 1239, 1240, 1544, 2760, 2761}
+_NO_ECDSA = frozenset({1675, 1676})
 _REMEDIES: Mapping[int, str] = {
     278: "this release does not take an argument that is needed",
     354: "check username and password; it was tried once only, because appliances lock accounts",
@@ -3609,18 +3736,29 @@ _REMEDIES: Mapping[int, str] = {
     1047: "log in to the appliance once and change the password",
     1067: "enable the SSL feature: enable ns feature SSL",
     1203: "name the cluster IP address (CLIP) as host",
+    1536: "the appliance cannot read the certificate file, in the form that it was named in",
+    1537: "its key is encrypted, and the pass phrase is not known to this tool",
+    1541: "it is used where none can be updated (VPN global, a service, SAML, AAA, a monitor): "
+    "take it out there, or choose another certificate.name",
     1544: "a virtual server must be of a type that ends TLS, such as SSL",
     1548: "the intermediate is not the issuer of the certificate",
     1642: "a file of that name is there already: the next run takes another name",
     1647: "a file is missing on the appliance or on the other node of its HA pair",
     1674: "another SNI certificate there holds one of the names: unbind it first",
+    1675: "this platform takes no ECDSA certificates: set certificate.key_type to RSA-2048",
+    1676: "this platform does not take this curve: set certificate.key_type to ECDSA-P256 or "
+    "RSA-2048",
     1677: "the links of the intermediates lead back to where they began: unlink one of them",
     2755: "check citrix.partition",
     3591: "another synchronization is running: the next run tries again",
     3592: "look at the connection of the two nodes; the next run tries again",
-    3627: "enable it: set ssl vserver NAME -SNIEnable ENABLED",
-    3628: "SNI needs a common name",
+    3374: "AAA encrypts user data with it: choose another certificate.name",
+    3375: "an ADFS proxy profile uses it: choose another certificate.name",
+    3627: "enable it: set ssl vserver NAME -SNIEnable ENABLED, or in its SSL profile",
+    3628: "SNI needs a common name: choose a certificate profile in SCM that keeps it",
     3629: "another SNI certificate there holds one of the names: unbind it first",
+    3722: "it is the appliance's own certificate: choose another certificate.name",
+    3777: "a certificate bundle is bound there: unbind it first",
     3585: "the certkey holds a certificate for another domain",
 }
 
@@ -3652,6 +3790,7 @@ class CertKey:
     names: tuple[str, ...]  # empty before 14.1, which does not tell them
     form: str  # PEM, DER or PFX
     subject: str  # a distinguished name in the appliance's words
+    has_phrase: bool  # its key is encrypted
 
     @property
     def key_family(self) -> str:
@@ -3733,6 +3872,7 @@ def _certkey(row: Document) -> CertKey:
         common_name=common_name_in(str(row.get("subject") or "")).lower(),
         names=_row_names(row),
         form=str(row.get("inform") or "PEM").upper(),
+        has_phrase=bool(row.get("passcrypt")),
         subject=str(row.get("subject") or "").strip(),
     )
 
@@ -3775,10 +3915,11 @@ COMMAND_POLICY = (
     r"(^switch ns partition )",
     r"(^sync (HA|cluster) files( |$))",
     r"(^show (lb|vpn|cs|authentication) vserver( |$))",
-    r"(^show ssl (certKey|vserver)( |$))",
+    r"(^show vpn global( |$))",
+    r"(^show ssl (certKey|vserver|profile)( |$))",
     r"(^create ssl (rsakey|ecdsakey|certReq) )",
     r"(^(add|update|link|unlink) ssl certKey )",
-    r"(^bind ssl vserver )",
+    r"(^(bind|unbind) ssl vserver )",
     rf"(^(add|rm) system file .*{_IN_SSL_DIRECTORY})",
     rf"(^show system file (?!.*[.]key([^a-z0-9._-]|$)).*{_IN_SSL_DIRECTORY})",
 )
@@ -3954,12 +4095,42 @@ class NetScaler:
         body = {"mode": ["ssl"]}
         self._patiently(lambda: self._write(resource, asked, body, action="sync"), _BUSY)
 
-    def sni_is_off(self, virtual_server: str) -> bool:
-        """Tell whether a virtual server takes no SNI; one with a profile is not known to."""
+    def sni_setting(self, virtual_server: str) -> tuple[bool, str]:
+        """Tell whether a virtual server takes no SNI, and the SSL profile that says so, if any."""
         asked = f"show ssl vserver {virtual_server}"
         rows = _rows(self._get("sslvserver", asked, name=virtual_server), "sslvserver")
-        row = rows[0] if rows else {}
-        return not row.get("sslprofile") and str(row.get("snienable", "")).upper() == "DISABLED"
+        profile = str(rows[0].get("sslprofile") or "") if rows else ""
+        if profile:
+            asked = f"show ssl profile {profile}"
+            rows = _rows(self._get("sslprofile", asked, name=profile), "sslprofile")
+        told = str(rows[0].get("snienable", "")).upper() if rows else ""
+        return told == "DISABLED", profile
+
+    def other_places(self, certkey: str) -> list[str]:
+        """Return where a certkey is used besides virtual servers, as far as its row tells."""
+        resource, asked = "sslcertkey_binding", f"show ssl certKey {certkey}"
+        rows = _rows(self._get(resource, asked, name=certkey), resource)
+        told = rows[0] if rows else {}
+        services = _rows(told, "sslcertkey_service_binding")
+        named = [str(row.get("servicename") or row.get("servicegroupname")) for row in services]
+        profiles = [
+            str(row.get("sslprofile")) for row in _rows(told, "sslcertkey_sslprofile_binding")
+        ]
+        return [
+            *(f'the service "{name}"' for name in named),
+            *(f'the SSL profile "{name}"' for name in profiles),
+        ]
+
+    def vpn_global_certkeys(self) -> set[str]:
+        resource = "vpnglobal_sslcertkey_binding"
+        rows = _rows(self._get(resource, "show vpn global"), resource)
+        return {str(row.get("certkeyname")) for row in rows}
+
+    def bundle_bindings(self) -> dict[str, str]:
+        """Return, by virtual server, the certificate bundle that is bound there (since 14.1)."""
+        resource = "sslvserver_sslcertkeybundle_binding"
+        rows = _rows(self._get(resource, "show ssl vserver", query="bulkbindings=yes"), resource)
+        return {str(row.get("vservername")): str(row.get("certkeybundlename")) for row in rows}
 
     # Reading
 
@@ -4166,6 +4337,17 @@ class NetScaler:
             self._request("PUT", resource, asked, body={resource: body})
         except NitroError as error:
             if error.code != _EXISTS:
+                raise
+
+    def unbind(self, virtual_server: str, certkey: str, *, sni: bool) -> None:
+        """End a binding; that there is none is fine."""
+        resource = "sslvserver_sslcertkey_binding"
+        arguments = _arguments({"certkeyname": certkey}) + ",snicert:true" * sni
+        asked = f"unbind ssl vserver {virtual_server} -certkeyName {certkey}"
+        try:
+            self._request("DELETE", resource, asked, name=virtual_server, query=arguments)
+        except NitroError as error:
+            if error.code != _NO_BINDING:
                 raise
 
     def save(self) -> None:
@@ -6077,6 +6259,10 @@ def _holds(row: CertKey, certificate: Certificate) -> bool:
     return row.serial == certificate.serial and row.not_after in {None, certificate.not_after}
 
 
+_Look = TypeVar("_Look")
+_LONG_NAMES = (14, 1)  # the release since which certkeys may have names of 63 characters
+
+
 class View:
     """What one appliance says, read once and kept in step with what this run writes."""
 
@@ -6092,6 +6278,8 @@ class View:
         self._is_cluster: bool | None = None
         self._is_synced = False
         self.lacks_files = False  # another node did not get them in this run
+        self._looks: dict[str, object] = {}  # what was looked at before an order, once for all
+        self.refused_keys: dict[str, str] = {}  # kinds of key that the platform refused, and how
 
     def open(self, *, standby: bool = False) -> None:
         """Log in to the primary and read what all profiles need; ``standby``: any node will do.
@@ -6169,14 +6357,6 @@ class View:
         candidates = [own] if own else list(self.certkeys.values())
         return next((row for row in candidates if _holds(row, certificate)), None)
 
-    def bound_elsewhere(self, servers: Iterable[VirtualServer], profile: Profile) -> list[str]:
-        """Say, per virtual server, which certkey the profile's would push out."""
-        return [
-            f'the virtual server "{server.name}" holds the certkey "{other}" already'
-            for server in servers
-            if (other := self.bound_instead(server, profile))
-        ]
-
     def is_bound(self, server: VirtualServer, certkey: str) -> bool:
         return any(
             binding.certkey == certkey and binding.sni == server.sni and not binding.ca
@@ -6195,14 +6375,45 @@ class View:
         """Read the bindings of one virtual server again, after they were written."""
         self._bindings[virtual_server] = self.client.bindings(virtual_server)
 
-    def bound_instead(self, server: VirtualServer, profile: Profile) -> str:
-        """Return the certkey whose place on a virtual server the profile's would take."""
-        for binding in () if server.sni else self._bindings.get(server.name, ()):
-            row = self.certkeys.get(binding.certkey)
-            other = binding.certkey != profile.certkey and not (binding.sni or binding.ca)
-            if other and row and row.key_family == profile.key_family:
-                return binding.certkey
-        return ""
+    def holds_key_of(self, binding: Binding, family: str) -> bool:
+        """Tell whether a binding is of a server certificate with a key of this kind."""
+        row = self.certkeys.get(binding.certkey)
+        return not binding.ca and row is not None and row.key_family == family
+
+    def taken(self, profile: Profile, held: Certificate | None) -> Iterator[Taken]:
+        """Yield the places of the profile's virtual servers that other certkeys hold.
+
+        They are looked for with the key type and the names that will be. Where the profile's own
+        certkey is bound, only what changes can be in the way.
+        """
+        same_key = bool(held and held.key_type.partition("-")[0] == profile.key_family)
+        for server in profile.virtual_servers:
+            is_bound = self.is_bound(server, profile.certkey)
+            if is_bound and same_key and not server.sni:
+                continue
+            kept = set(held.names) if held and is_bound and same_key else set()
+            wanted = set(profile.names) - kept
+            for each in self._rivals(server, profile):
+                row = self.certkeys[each.certkey]
+                names = wanted & {row.common_name, *row.names} if server.sni else set()
+                if names or not server.sni:
+                    shared = tuple(sorted(names))
+                    yield Taken(server.name, each.certkey, server.sni, shared, beside=is_bound)
+
+    def _rivals(self, server: VirtualServer, profile: Profile) -> list[Binding]:
+        return [
+            each
+            for each in self._bindings.get(server.name, ())
+            if each.certkey != profile.certkey
+            and each.sni == server.sni
+            and self.holds_key_of(each, profile.key_family)
+        ]
+
+    def elsewhere(self, profile: Profile) -> tuple[str, ...]:
+        """Name the virtual servers that the certkey is bound to and the profile does not name."""
+        named = {server.name for server in profile.virtual_servers}
+        found = [each for each in self.bindings_of(profile.certkey) if not each.ca]
+        return tuple(sorted({each.virtual_server for each in found} - named))
 
     def virtual_server(self, server: VirtualServer) -> VirtualServerRow:
         """Return a virtual server's row; AgentError where it is missing or ends no TLS."""
@@ -6224,14 +6435,77 @@ class View:
             )
         return row
 
-    def check_sni(self, server: VirtualServer) -> None:
-        """Refuse a virtual server that would refuse an SNI certificate, before one is ordered."""
-        if server.sni and self.client.sni_is_off(server.name):
-            raise AgentError(
-                "appliance",
-                f'SNI is not enabled on the virtual server "{server.name}" of {self.client.host}: '
-                f'set ssl vserver "{server.name}" -SNIEnable ENABLED',
+    def _look(self, what: str, look: Callable[[], _Look], unknown: _Look) -> _Look:
+        """Look at something once; what is refused or not offered is not known and stops nothing."""
+        if what not in self._looks:
+            try:
+                self._looks[what] = look()
+            except NitroError as error:
+                if error.kind != "permission" and error.code not in _NOT_OFFERED:
+                    raise
+                log.info("%s is not known: %s", what, error.message)
+                self._looks[what] = unknown
+        return typing.cast("_Look", self._looks[what])
+
+    def check_free(self, server: VirtualServer) -> None:
+        """Refuse a virtual server that would refuse the binding, before anything is ordered."""
+        name, host = server.name, self.client.host
+        bundles = self._look("bundles", self.client.bundle_bindings, dict[str, str]())
+        if name in bundles:
+            text = (
+                f'the virtual server "{name}" of {host} holds the bundle "{bundles[name]}", beside'
             )
+            raise AgentError("state", f"{text} which no certkey can be bound: unbind it first")
+        if not server.sni:
+            return
+        off, profile = self._look(
+            f"SNI of {name}", lambda: self.client.sni_setting(name), (False, "")
+        )
+        if off:
+            what = f'profile "{profile}"' if profile else f'vserver "{name}"'
+            text = f'SNI is not enabled on the virtual server "{name}" of {host}'
+            raise AgentError("appliance", f"{text}: set ssl {what} -SNIEnable ENABLED")
+
+    def check_updatable(self, certkey: str, *, is_ours: bool) -> None:
+        """Refuse a certkey that is used where none can be updated, before anything is ordered.
+
+        One of ours was updated here or made here: only VPN global, which costs one look for all
+        certkeys, is looked at again.
+        """
+        places = list[str]()
+        if not is_ours:
+            places = self._look(
+                f"places of {certkey}", lambda: self.client.other_places(certkey), places
+            )
+        if certkey in self._look("VPN global", self.client.vpn_global_certkeys, set[str]()):
+            places = [*places, "VPN global"]
+        if places:
+            text = (
+                f'the certkey "{certkey}" is used by {_listed(places)} of {self.client.host}, where'
+            )
+            way = "take it out there, or choose another certificate.name"
+            raise AgentError("state", f"{text} it cannot be updated: {way}")
+
+    def check_name(self, certkey: str) -> None:
+        """Refuse a name that the release does not take, before a certificate is ordered.
+
+        Where a certkey with a name as long is there already, it does take it.
+        """
+        longest = max((len(name) for name in self.certkeys), default=0)
+        if len(certkey) <= _CERTKEY_LIMIT or longest > _CERTKEY_LIMIT:
+            return
+        release = self._look("the release", self.client.read_release, "")
+        if release and tuple(map(int, release.split("."))) < _LONG_NAMES:
+            text = (
+                f"certificate.name has {len(certkey)} characters, and {self.client.host} (release"
+            )
+            raise AgentError("config", f"{text} {release}) takes {_CERTKEY_LIMIT}: choose another")
+
+    def note_refused(self, error: NitroError, key_type: str) -> None:
+        """Remember that the platform refuses a kind of key: no later profile need pay for that."""
+        if error.code in _NO_ECDSA:
+            refused = ("ECDSA-P256", "ECDSA-P384") if error.code == 1675 else (key_type,)
+            self.refused_keys |= dict.fromkeys(refused, error.message)
 
     def expiring(self, certkey: str, now: dt.datetime) -> Iterator[str]:
         """Say which intermediates above a certkey have expired or soon will."""
@@ -6478,6 +6752,7 @@ class Run:
     tokens: Tokens
     max_orders: int | None  # a run of all profiles that would place more places none
     progress: Progress
+    owner: Callable[[Appliance, str], str]  # the profile that manages a certkey, or nothing
     warn: Callable[[str, str], None]  # of what belongs to no profile: what is wrong, and why
 
 
@@ -6614,7 +6889,7 @@ class Ordering:
                 before=self._before(),
                 note=intent.reason,
             ),
-            take_over=intent.force,
+            take_over=intent.take_over,
         )
 
     def _stem(self, *tried: str) -> str:
@@ -6809,6 +7084,10 @@ class Ordering:
             self._polls += 1
             return False
         chain = check_issued(answer, self._order.csr or "", self._profile.names, utc_now())
+        if any(server.sni for server in self._profile.virtual_servers) and not chain[0].common_name:
+            text = "the issued certificate has no common name, which SNI needs"
+            way = "choose a certificate profile in SCM that keeps it"
+            raise AgentError("mismatch", f"{text}: {way}")
         self._memory.keep(issue(self._record, chain))
         return True
 
@@ -6897,6 +7176,17 @@ class Ordering:
 # ----- 15. Installing -------------------------------------------------------------------------
 
 
+def why_no_way_back(row: CertKey) -> str:
+    """Say why what a certkey holds could not be put back once it was replaced; else nothing."""
+    if row.has_phrase:
+        return "its key is encrypted, and the pass phrase is not known to this tool"
+    if not row.key_file and row.form != "PFX":
+        return "its certkey names no key file: the key is in the certificate's file, or kept apart"
+    if not row.not_after:
+        return "the appliance does not tell what it is"
+    return ""
+
+
 def chain_of(record: Record, held: Certificate | None) -> tuple[Certificate, ...]:
     """Return leaf and intermediates that a certkey is to hold; ``held`` is what it holds now.
 
@@ -6905,9 +7195,122 @@ def chain_of(record: Record, held: Certificate | None) -> tuple[Certificate, ...
     change, installed = record.change, record.installed
     if change and change.new.pem:
         return read_chain(change.new.pem)
+    if change and not change.order and (leaf := leaf_of(change.new)):
+        return (leaf,)
     if held and installed and installed.pem and installed.serial == held.serial:
         return read_chain(installed.pem)
     return (held,) if held else ()
+
+
+class Binder:
+    """What binds the certkey, and with the operator's consent ends what is bound in its place."""
+
+    def __init__(self, job: Job) -> None:
+        self._profile = job.profile
+        self._view = job.view
+        self._memory = job.memory
+        self._result = job.result
+        self.may_take_over = False  # the operator agreed to take what belongs to somebody else
+
+    @property
+    def _client(self) -> NetScaler:
+        return self._view.client
+
+    @property
+    def _ended(self) -> tuple[Displaced, ...]:
+        return self._memory.record.ended
+
+    def unbound(self) -> list[VirtualServer]:
+        certkey, servers = self._profile.certkey, self._profile.virtual_servers
+        return [server for server in servers if not self._view.is_bound(server, certkey)]
+
+    def settled(self, record: Record) -> Record:
+        """Forget what was ended for bindings that are there; an open change may still need it."""
+        is_done = record.ended and not (record.change or self.unbound() or self.left())
+        return dataclasses.replace(record, ended=()) if is_done else record
+
+    def left(self) -> list[Displaced]:
+        """Return the bindings of others that were ended for nothing: ours is not wanted there."""
+        named = {(server.name, server.sni) for server in self._profile.virtual_servers}
+        return [each for each in self._ended if (each.virtual_server, each.sni) not in named]
+
+    def taken(self, held: Certificate | None) -> list[Taken]:
+        """Return what others hold of the profile's places, and nobody has agreed yet to take."""
+        agreed = {(each.virtual_server, each.certkey) for each in self._ended}
+        found = self._view.taken(self._profile, held)
+        return [each for each in found if (each.virtual_server, each.certkey) not in agreed]
+
+    def bind(self) -> None:
+        """Bind where it is missing; where another certkey would be pushed out, only if agreed."""
+        for each in self.left():
+            self._bind_again(each)
+        missing = self.unbound()
+        refused = [] if self.may_take_over else self.taken(None)
+        left = {(each.virtual_server, each.sni) for each in refused}
+        for server in missing:
+            if (server.name, server.sni) not in left:
+                self._take(server)
+        self._memory.keep(dataclasses.replace(self._memory.record, ended=()))
+        if refused:
+            raise AgentError("state", taken_text(self._profile.name, refused))
+
+    def _take(self, server: VirtualServer) -> None:
+        """Bind at one virtual server; what is bound there again if it is refused was ended here."""
+        for each in list(self._view.taken(self._profile, None)):
+            if (each.virtual_server, each.sni) == (server.name, server.sni):
+                text = f'the certkey "{each.certkey}" was replaced on the virtual server'
+                self._result.warnings.append(f'{text} "{server.name}"')
+                if server.sni:
+                    self._end(Displaced(server.name, each.certkey, sni=True))
+        try:
+            self._bind_to(server)
+        except NitroError as error:
+            self._view.note_refused(error, self._profile.key_type)
+            for ended in [each for each in self._ended if each.virtual_server == server.name]:
+                self._bind_again(ended)
+            raise
+
+    def make_room(self, held: Certificate | None) -> None:
+        """End what the certkey's successor would not fit beside; what is bound stays served."""
+        for each in list(self._view.taken(self._profile, held)):
+            if each.beside and self.may_take_over:
+                self._end(Displaced(each.virtual_server, each.certkey, sni=each.sni))
+
+    def give_room_back(self) -> None:
+        """Bind again what was ended for a successor that the appliance refused."""
+        for each in self._ended:
+            self._bind_again(each)
+
+    def _end(self, ended: Displaced) -> None:
+        """End somebody else's binding; that it is meant to is on record before."""
+        record = self._memory.record
+        others = tuple(each for each in record.ended if each != ended)
+        self._memory.keep(dataclasses.replace(record, ended=(*others, ended), unsaved=True))
+        try:
+            self._client.unbind(ended.virtual_server, ended.certkey, sni=ended.sni)
+        except NitroError:
+            self._memory.keep(dataclasses.replace(self._memory.record, ended=others))
+            raise
+        self._view.refresh_bindings(ended.virtual_server)
+
+    def _bind_again(self, ended: Displaced) -> None:
+        self._memory.touch()
+        self._client.bind(ended.virtual_server, ended.certkey, sni=ended.sni)
+        self._view.refresh_bindings(ended.virtual_server)
+        record = self._memory.record
+        others = tuple(each for each in record.ended if each != ended)
+        self._memory.keep(dataclasses.replace(record, ended=others))
+
+    def _bind_to(self, server: VirtualServer) -> None:
+        certkey = self._profile.certkey
+        self._view.virtual_server(server)
+        self._memory.touch()
+        self._client.bind(server.name, certkey, sni=server.sni)
+        self._view.refresh_bindings(server.name)
+        if not self._view.is_bound(server, certkey):
+            host = self._client.host
+            text = f"{host}: {server.name} does not list the certkey {certkey} after the binding"
+            raise AgentError("appliance", text)
 
 
 class Installer:
@@ -6923,7 +7326,7 @@ class Installer:
         self._memory = job.memory
         self._result = job.result
         self._prover = Prover(job.profile, job.view, job.run.context.interrupt)
-        self.may_take_over = False  # the operator agreed to push out other default certificates
+        self.binder = Binder(job)
 
     @property
     def _record(self) -> Record:
@@ -6958,10 +7361,6 @@ class Installer:
             and row.link == first.name
             and all(issuer and issuer.link for issuer in issuers[:-1])
         )
-
-    def unbound(self) -> list[VirtualServer]:
-        certkey, servers = self._profile.certkey, self._profile.virtual_servers
-        return [server for server in servers if not self._view.is_bound(server, certkey)]
 
     # Upload
 
@@ -7041,13 +7440,25 @@ class Installer:
         old = open_change(self._record).old
         if old is None or old.serial != row.serial:
             self._memory.keep(changing(self._record, old=self._generation_of(row)))
-        self._update(row, open_change(self._record).new)
+        self._replace(row)
+
+    def _replace(self, row: CertKey) -> None:
+        """Update the certkey, with room made for it where it has to be and may be."""
+        new = open_change(self._record).new
+        self.binder.make_room(leaf_of(new) and self.held())
+        try:
+            self._update(row, new)
+        except NitroError as error:
+            self._view.note_refused(error, new.key_type)
+            self.binder.give_room_back()
+            raise
 
     def _add(self) -> None:
         new, chain, certkey = open_change(self._record).new, self.chain(), self._profile.certkey
         try:
             self._client.add_certkey(certkey, new.cert_file, new.key_file)
         except NitroError as error:
+            self._view.note_refused(error, new.key_type)
             if error.code != _EXISTS:
                 raise
             if other := content_of(error.detail):
@@ -7066,19 +7477,23 @@ class Installer:
         return Generation(
             key_file=row.key_file,
             cert_file=row.cert_file,
-            names=held.names if held else (),
+            names=(held.names or (held.common_name,)) if held else (),
             key_type=held.key_type if held else row.key_type,
             serial=row.serial,
             pem=held.pem if held else "",
             ours=False,
             link=row.link,
             form=row.form,
+            not_after=iso(held.not_after) if held else "",
+            no_way_back=why_no_way_back(row),
         )
 
     def _update(self, row: CertKey, new: Generation) -> None:
         """Give the certkey another generation: for installation, rollback and undo."""
-        leaf, held = read_chain(new.pem)[0], self.held()
-        other_names = held is None or not same_names(held, leaf)
+        leaf, held = leaf_of(new), self.held()
+        if leaf is None:
+            raise AgentError("state", f"what {self._profile.name} had before is not known")
+        other_names = held is None or not leaf.pem or not same_names(held, leaf)
         try:
             self._client.update_certkey(
                 row.name, (new.cert_file, new.key_file), form=new.form, other_names=other_names
@@ -7119,33 +7534,6 @@ class Installer:
         self._client.link(self._profile.certkey, issuer)
         self._read_back(self._profile.certkey, chain[0], issuer)
 
-    # Bind
-
-    def bind(self) -> None:
-        """Bind where it is missing; where another certkey would be pushed out, only if agreed."""
-        missing = self.unbound()
-        refused = [] if self.may_take_over else self._view.bound_elsewhere(missing, self._profile)
-        for server in missing:
-            if other := self._view.bound_instead(server, self._profile):
-                if not self.may_take_over:
-                    continue
-                text = f'the certkey "{other}" was replaced on the virtual server "{server.name}"'
-                self._result.warnings.append(text)
-            self._bind_to(server)
-        if refused:
-            raise AgentError("state", conflict_text(self._profile.name, refused))
-
-    def _bind_to(self, server: VirtualServer) -> None:
-        certkey = self._profile.certkey
-        self._view.virtual_server(server)
-        self._memory.touch()
-        self._client.bind(server.name, certkey, sni=server.sni)
-        self._view.refresh_bindings(server.name)
-        if not self._view.is_bound(server, certkey):
-            host = self._client.host
-            text = f"{host}: {server.name} does not list the certkey {certkey} after the binding"
-            raise AgentError("appliance", text)
-
     # Prove
 
     def saved(self) -> None:
@@ -7165,8 +7553,10 @@ class Installer:
     def closed(self, record: Record) -> Record:
         """Close a change whose certificate is installed, saved and, where required, proved."""
         row, change = self._row, record.change
-        if not (change and change.new.pem and row and row.serial == change.new.serial):
+        if not (change and change.new.serial and row and row.serial == change.new.serial):
             return record
+        if change.take_over and self.binder.unbound():
+            return record  # what it was placed for is not done
         is_rollback = self._job.run.intent.command == "rollback"
         is_required = self._profile.handshake == "required" and not is_rollback
         is_open = record.unsaved or (record.unverified and is_required)
@@ -7190,7 +7580,10 @@ class Installer:
         """
         change, row = self._record.change, self._row
         old = change.old if change and change.order else None
-        if not (old and old.pem and row) or read_chain(old.pem)[0].not_after <= utc_now():
+        if old and old.no_way_back:
+            return f": there is no way back ({old.no_way_back}), so the new one stays"
+        leaf = leaf_of(old) if old else None
+        if not (old and leaf and row) or leaf.not_after <= utc_now():
             return ": there is no valid certificate to put back, so the new one stays"
         try:
             self._put_back(old, row)
@@ -7200,7 +7593,7 @@ class Installer:
 
     def _put_back(self, old: Generation, row: CertKey) -> None:
         """Install an earlier generation, link it as it was, and save."""
-        chain = read_chain(old.pem)
+        chain = chain_of(Record("", old), leaf_of(old))
         self._memory.touch()
         self._update(row, old)
         self._relink(chain, old.link)
@@ -7228,6 +7621,47 @@ class Installer:
 
 
 # ----- 16. Work -------------------------------------------------------------------------------
+
+
+class Lookout:
+    """What would stop an installation, looked at before it costs anything."""
+
+    def __init__(self, job: Job) -> None:
+        self._profile = job.profile
+        self._view = job.view
+        self._memory = job.memory
+        self._result = job.result
+
+    def look(self, seen: Observed, steps: Sequence[Step], *, is_rollback: bool) -> None:
+        """Raise AgentError for what cannot go well; warn of what cannot be undone."""
+        profile, view = self._profile, self._view
+        for server in profile.virtual_servers if seen.unbound else ():
+            view.virtual_server(server)
+            if not view.is_bound(server, profile.certkey):
+                view.check_free(server)
+        if Step.ORDER in steps:
+            self._look_before_order()
+        row = view.certkeys.get(profile.certkey)
+        if row and Step.INSTALL in steps and not is_rollback:
+            self._warn_of_no_way_back(row)
+
+    def _look_before_order(self) -> None:
+        profile, view = self._profile, self._view
+        if refused := view.refused_keys.get(profile.key_type):
+            raise AgentError("appliance", refused)
+        row = view.certkeys.get(profile.certkey)
+        ours = {each.serial for each in self._memory.record.generations if each.ours}
+        if row:
+            view.check_updatable(profile.certkey, is_ours=row.serial in ours)
+        else:
+            view.check_name(profile.certkey)
+
+    def _warn_of_no_way_back(self, row: CertKey) -> None:
+        """Say it before somebody else's certificate is replaced for good."""
+        ours = {each.serial for each in self._memory.record.generations if each.ours}
+        if row.serial not in ours and (why := why_no_way_back(row)):
+            text = f'what the certkey "{row.name}" holds now cannot be put back by a rollback'
+            self._result.warnings.append(f"{text}: {why}")
 
 
 class Work:
@@ -7281,8 +7715,8 @@ class Work:
         self.result.warnings += plan.notices
         level = logging.INFO if steps else logging.DEBUG
         log.log(level, "%s: decided: %s: %s", self.profile.name, plan.outcome, plan.reason)
-        if seen.unbound and steps:
-            self._check_virtual_servers()
+        if steps:
+            Lookout(self._job).look(seen, steps, is_rollback=self._is_rollback)
         if seen.revoked and seen.certificate:
             self._revoked = seen.certificate.serial
         held = self._record.installed if _is_installed(seen) else None
@@ -7316,15 +7750,9 @@ class Work:
 
     def _close_change(self) -> None:
         """Close what an earlier run had finished but for the note of it."""
-        closed = self._installer.closed(self._record)
+        closed = self._installer.binder.settled(self._installer.closed(self._record))
         if closed != self._record:
             self._memory.keep(closed)
-
-    def _check_virtual_servers(self) -> None:
-        for server in self.profile.virtual_servers:
-            self._view.virtual_server(server)
-            if not self._view.is_bound(server, self.profile.certkey):
-                self._view.check_sni(server)
 
     def _begin(self, plan: Plan) -> None:
         """Put the plan on record: a change that is gone on with, a new one, or one given up."""
@@ -7342,14 +7770,16 @@ class Work:
             self._memory.keep(give_up(record))
         change = self._record.change
         agreed = change is not None and change.take_over
-        self._installer.may_take_over = agreed or self._run.intent.force
+        self._installer.binder.may_take_over = agreed or self._run.intent.take_over
 
     def _resume(self, record: Record, change: Change, plan: Plan) -> None:
         """Go on with the open change; consent that the operator gives now is kept."""
         self._ordering.resumes, self._ordering.named = True, plan.cert_id
         if plan.action:
             change = self._ordering.take_up(plan, plan.action)
-        change = dataclasses.replace(change, take_over=change.take_over or self._run.intent.force)
+        change = dataclasses.replace(
+            change, take_over=change.take_over or self._run.intent.take_over
+        )
         if change != record.change:
             self._memory.keep(dataclasses.replace(record, change=change))
 
@@ -7360,7 +7790,8 @@ class Work:
         self.result.cert_id = (change.new.cert_id if change else None) or managed
         if certificate:
             self.result.show(certificate)
-        unbound = self._installer.unbound()
+        binder = self._installer.binder
+        unbound = [*(s.name for s in binder.unbound()), *(e.virtual_server for e in binder.left())]
         is_issued = change is not None and change.order is not None and bool(change.new.pem)
         is_sent = change is not None and change.order is not None and bool(change.order.sent)
         return Observed(
@@ -7368,8 +7799,9 @@ class Work:
             record=self._record,
             certificate=certificate,
             linked=self._installer.is_linked(),
-            unbound=tuple(server.name for server in unbound),
-            conflicts=tuple(self._view.bound_elsewhere(unbound, self.profile)),
+            unbound=tuple(unbound),
+            taken=tuple(self._owned(each) for each in binder.taken(certificate)),
+            elsewhere=self._view.elsewhere(self.profile),
             issued=self._installer.chain()[0] if is_issued else None,
             previous=self._previous_certificate(),
             revoked=bool(managed and not is_sent and self._is_revoked(managed)),
@@ -7377,10 +7809,15 @@ class Work:
 
     def _previous_certificate(self) -> Certificate | None:
         previous = self._record.previous
-        if previous and previous.pem and self._is_rollback:
+        if previous and self._is_rollback:
             with contextlib.suppress(ValueError):
-                return read_chain(previous.pem)[0]
+                return leaf_of(previous)
         return None
+
+    def _owned(self, taken: Taken) -> Taken:
+        """Say which profile manages the certkey that holds a place, if one does."""
+        owner = self._run.owner(self.profile.appliance, taken.certkey)
+        return dataclasses.replace(taken, owner=owner)
 
     def _managed_id(self, certificate: Certificate | None) -> str | None:
         installed = self._record.installed
@@ -7445,7 +7882,7 @@ class Work:
             Step.UPLOAD: self._installer.upload,
             Step.INSTALL: self._installer.install,
             Step.LINK: self._installer.link,
-            Step.BIND: self._installer.bind,
+            Step.BIND: self._installer.binder.bind,
             Step.VERIFY: self._installer.verify,
             Step.CLEAN_UP: self._installer.clean_up,
         }
@@ -9689,6 +10126,18 @@ class Session:
         """Ask on a terminal; elsewhere the answer is no."""
         return self.can_ask and ask(question, self.context.interrupt)
 
+    def owner(self, appliance: Appliance, certkey: str) -> str:
+        """Return the profile that manages a certkey of an appliance, whichever were named."""
+        everybody = self.home.outlines(self.home.profile_files([]))
+        found = (
+            each.name
+            for each in everybody
+            if each.certkey == certkey
+            and each.appliance.partition == appliance.partition
+            and each.appliance.addresses & appliance.addresses
+        )
+        return next(found, "")
+
     def new_run(
         self, config: ScmConfig, intent: Intent, *, dry_run: bool, wait: int | None = None
     ) -> Run:
@@ -9702,6 +10151,7 @@ class Session:
             tokens=Tokens(config, self.redactor),
             max_orders=self._known_settings().max_orders if self._is_fleet else None,
             progress=self.report.console.progress,
+            owner=self.owner,
             warn=self.report.warn,
         )
 
@@ -10291,11 +10741,10 @@ class ProfileLook:
         with self._checks.trying(name, "virtual server", f"{text} ends TLS"):
             self._view.virtual_server(server)
             if not self._view.is_bound(server, profile.certkey):
-                self._view.check_sni(server)
-        if holder := self._view.bound_instead(server, profile):
-            remedy = f"take it over with certificate.name, unbind it, or run {name} --take-over"
-            held = f'{text} holds the certkey "{holder}" already'
-            self._checks.add("fail", name, "virtual server", f"{held}: {remedy}")
+                self._view.check_free(server)
+        for taken in self._view.taken(profile, None):
+            if (taken.virtual_server, taken.sni) == (server.name, server.sni):
+                self._checks.add("fail", name, "virtual server", taken_text(name, [taken]))
 
     def _look_at_certificate(self, row: CertKey) -> None:
         profile, name, now = self._profile, self._profile.name, utc_now()
@@ -11121,6 +11570,11 @@ _wait_option = click.option(
     metavar="SECONDS",
     help="Wait so long for issuance, whatever the profiles say; 0: ask once.",
 )
+_take_over_option = click.option(
+    "--take-over",
+    is_flag=True,
+    help="Take what belongs to somebody else: a certkey of that name, places on virtual servers.",
+)
 
 
 def _complete(folder: str, context: click.Context, word: str) -> list[str]:
@@ -11187,6 +11641,14 @@ def main(context: click.Context, home: pathlib.Path | None, verbosity: int) -> N
     context.obj = App(place, verbosity, became=become_owner(place / "state"))
 
 
+def run_profiles(
+    session: Session, names: Sequence[str], intent: Intent, wait: int | None, jobs: int
+) -> None:
+    if intent.take_over and not names:
+        raise click.UsageError("--take-over needs the PROFILE that may take what is not its own")
+    session.execute(names, intent, wait, jobs)
+
+
 @main.command("run")
 @click.argument("profiles", shell_complete=complete_profiles, nargs=-1, metavar="[PROFILE]...")
 @click.option("--dry-run", is_flag=True, help="Read and plan only; change and order nothing.")
@@ -11198,11 +11660,19 @@ def main(context: click.Context, home: pathlib.Path | None, verbosity: int) -> N
     metavar="N",
     help="Appliances handled at the same time.",
 )
+@_take_over_option
 @_wait_option
 @_json_option
 @click.pass_obj
-def run_command(
-    app: App, profiles: tuple[str, ...], dry_run: bool, jobs: int, wait: int | None, as_json: bool
+def run_command(  # noqa: PLR0913 - click gives each option by its name
+    app: App,
+    *,
+    profiles: tuple[str, ...],
+    dry_run: bool,
+    jobs: int,
+    take_over: bool,
+    wait: int | None,
+    as_json: bool,
 ) -> None:
     """Bring every profile, or the named ones, to where it should be.
 
@@ -11210,7 +11680,7 @@ def run_command(
     saves. Says nothing where there is nothing to do: this is the command for cron.
     """
     session = Session(app, "run", as_json=as_json, dry_run=dry_run, names=profiles)
-    session.run(lambda s: s.execute(profiles, Intent(), wait, jobs))
+    session.run(lambda s: run_profiles(s, profiles, Intent(take_over=take_over), wait, jobs))
 
 
 def enroll(session: Session, names: Sequence[str], intent: Intent, wait: int | None) -> None:
@@ -11227,25 +11697,28 @@ def enroll(session: Session, names: Sequence[str], intent: Intent, wait: int | N
     "--force",
     is_flag=True,
     help="Order even though a valid certificate is installed or an order's outcome is unknown; "
-    "give up an order that failed or no longer fits; replace other certificates that are bound.",
+    "give up an order that failed or no longer fits.",
 )
 @click.option(
     "--cert-id", metavar="ID", help="Go on with an order that SCM has, instead of placing one."
 )
+@_take_over_option
 @_wait_option
 @_json_option
 @click.pass_obj
-def enroll_command(
+def enroll_command(  # noqa: PLR0913 - click gives each option by its name
     app: App,
+    *,
     profiles: tuple[str, ...],
     force: bool,
     cert_id: str | None,
+    take_over: bool,
     wait: int | None,
     as_json: bool,
 ) -> None:
     """Order a certificate and install it; an open order is resumed, not doubled."""
     session = Session(app, "enroll", as_json=as_json, names=profiles)
-    intent = Intent("enroll", force=force, cert_id=cert_id)
+    intent = Intent("enroll", force=force, take_over=take_over, cert_id=cert_id)
     session.run(lambda s: enroll(s, profiles, intent, wait))
 
 
@@ -11566,6 +12039,8 @@ def order_again(
     """Renew or replace what is named, or all: then with consent, and what is done is left out."""
     if everything == bool(names):
         raise click.UsageError("name profiles, or give --all")
+    if everything and intent.take_over:
+        raise click.UsageError("--take-over needs the PROFILE that may take what is not its own")
     if everything:
         intent = dataclasses.replace(intent, everything=True)
         session.execute([], intent, wait, _JOBS, sure=sure)
@@ -11583,14 +12058,17 @@ _yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 @click.argument("profiles", shell_complete=complete_profiles, nargs=-1, metavar="[PROFILE]...")
 @_all_option
 @_yes_option
+@_take_over_option
 @_wait_option
 @_json_option
 @click.pass_obj
-def renew_command(
+def renew_command(  # noqa: PLR0913 - one for each option
     app: App,
+    *,
     profiles: tuple[str, ...],
     everything: bool,
     yes: bool,
+    take_over: bool,
     wait: int | None,
     as_json: bool,
 ) -> None:
@@ -11599,7 +12077,7 @@ def renew_command(
     --all tells how many orders that is, and asks.
     """
     session = Session(app, "renew", as_json=as_json, names=profiles)
-    intent = Intent("renew")
+    intent = Intent("renew", take_over=take_over)
     session.run(lambda s: order_again(s, profiles, intent, wait, everything=everything, sure=yes))
 
 
@@ -11608,6 +12086,7 @@ def renew_command(
 @_all_option
 @click.option("--reason", default="", metavar="TEXT", help="Told to SCM.")
 @_yes_option
+@_take_over_option
 @_wait_option
 @_json_option
 @click.pass_obj
@@ -11618,6 +12097,7 @@ def replace_command(  # noqa: PLR0913 - one for each option
     everything: bool,
     reason: str,
     yes: bool,
+    take_over: bool,
     wait: int | None,
     as_json: bool,
 ) -> None:
@@ -11627,7 +12107,7 @@ def replace_command(  # noqa: PLR0913 - one for each option
     orders that is, and asks.
     """
     session = Session(app, "replace", as_json=as_json, names=profiles)
-    intent = Intent("replace", reason=reason[:512])
+    intent = Intent("replace", take_over=take_over, reason=reason[:512])
     session.run(lambda s: order_again(s, profiles, intent, wait, everything=everything, sure=yes))
 
 

@@ -484,6 +484,7 @@ def planner(home: pathlib.Path) -> tuple[list[agent.View], list[agent.Work]]:
         tokens=agent.Tokens(config, session.redactor),
         max_orders=None,
         progress=lambda _, __=None: None,
+        owner=lambda *_: "",
         warn=lambda *_: None,
     )
     views, works = [], []

@@ -485,7 +485,7 @@ def virtual_server_without_sni(lab: Lab) -> Planted:
     (lab.home / "profiles" / "www.yaml").write_bytes(before)
 
 
-@planted("fail", "www", 'holds the certkey "legacy" already', "take it over")
+@planted("fail", "www", 'holds the certkey "legacy" already', "name it as certificate.name")
 def virtual_server_that_is_taken(lab: Lab) -> Planted:
     serve(lab.appliance, "legacy", "l.example.com", ["l.example.com"], on=[("vs_taken", False)])
     yield from servers(lab, "vs_taken")

@@ -158,7 +158,18 @@ REORDERED = record(installed=generation(names=(*NAMES[1:], NAMES[0])))
 NO_HANDSHAKE = other(handshake="off")
 AFRESH = certificate(190 * DAY)
 AS_TEXT = "192.0.2.10, example.com, www.example.com"
-TAKEN: dict[str, Any] = {"unbound": ("vs",), "conflicts": ("vs is taken",)}
+TAKEN: dict[str, Any] = {"unbound": ("vs",), "taken": (agent.Taken("vs", "theirs"),)}
+BESIDE: dict[str, Any] = {"taken": (agent.Taken("vs", "theirs", beside=True),)}
+TWO = other(
+    virtual_servers=(
+        agent.VirtualServer("vs", "gateway", None),
+        agent.VirtualServer("vs2", "gateway", None),
+    )
+)
+TAKE_OVER = Intent(take_over=True)
+STRANGE = dataclasses.replace(certificate(), names=("shop.example.org",))
+BROAD = dataclasses.replace(certificate(66 * DAY), names=("*.example.com", "example.com"))
+SHARED: dict[str, Any] = {"certificate": BROAD, "elsewhere": ("sw",)}
 
 # The first cells of the README's decision table, in its order; to each, one or more cases.
 SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
@@ -217,6 +228,14 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             "state",
             "there is no previous certificate",
             seen(WITH_PREVIOUS, certificate=None),
+            ROLL_BACK,
+        ),
+    },
+    "rollback: what was there before was loaded in a way that cannot be repeated": {
+        "": Refused(
+            "state",
+            "what www had before cannot be put back: its key is encrypted",
+            seen(record(previous=generation("A0", no_way_back="its key is encrypted"))),
             ROLL_BACK,
         ),
     },
@@ -923,15 +942,17 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             "unchanged", None, None, seen(ROLLED_BACK, certificate=NEW)
         ),
     },
-    "taken: an installed certificate is to be renewed, replaced or enrolled anew": {
-        "due": Planned("renewed", "renew", NEW_KEY, seen(certificate=DUE, **TAKEN)),
-        "names differ": Planned("replaced", "replace", NEW_KEY, seen(CHANGED, **TAKEN)),
-        "revoked": Planned("enrolled", "enroll", NEW_KEY, seen(revoked=True, **TAKEN)),
-    },
-    "taken: enroll --force, or an order that was placed with it": {
+    "--take-over, or an open order that was placed with it": {
         "nothing is installed": Planned(
-            "enrolled", "enroll", NEW_KEY, seen(NOT_OURS, certificate=None, **TAKEN), FORCE
+            "enrolled", "enroll", NEW_KEY, seen(NOT_OURS, certificate=None, **TAKEN), TAKE_OVER
         ),
+        "somebody else's": Planned(
+            "enrolled", "enroll", NEW_KEY, seen(NOT_OURS, certificate=STRANGE), TAKE_OVER
+        ),
+        "a name is lost": Planned(
+            "renewed", "enroll", NEW_KEY, seen(NOT_OURS, **SHARED), TAKE_OVER
+        ),
+        "all else is well": Planned("repaired", None, Step.BIND, seen(**TAKEN), TAKE_OVER),
         "an order that waits": Planned(
             "enrolled",
             None,
@@ -939,19 +960,96 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
             seen(with_order(**WAITS, take_over=True), certificate=None, **TAKEN),
         ),
     },
-    "taken": {
+    "the certkey is to be updated, and holds somebody else's certificate that is not for the "
+    "common name": {
+        "": Refused("state", "name another one", seen(NOT_OURS, certificate=STRANGE)),
+        "forced": Refused("state", "--take-over", seen(NOT_OURS, certificate=STRANGE), FORCE),
+        "renew": Refused("state", "--take-over", seen(NOT_OURS, certificate=STRANGE), RENEW),
+        "updated by hand": Refused(
+            "state",
+            "is not for www",
+            seen(certificate=dataclasses.replace(STRANGE, serial="B3")),
+        ),
+        "only a common name is known": Refused(
+            "state",
+            "holds a certificate for shop.example.org, which is not for www.example.com",
+            seen(
+                NOT_OURS,
+                certificate=dataclasses.replace(
+                    certificate(), names=(), common_name="shop.example.org"
+                ),
+            ),
+        ),
+        "the common name is not among the names": Refused(
+            "state",
+            "is not for www.example.com",
+            seen(NOT_OURS, certificate=dataclasses.replace(STRANGE, common_name="www.example.com")),
+        ),
+        "an order that waits": Refused(
+            "state",
+            "is not for www",
+            seen(record(installed=None, change=change(**WAITS)), certificate=STRANGE),
+        ),
+    },
+    "the certkey is to be updated, and is bound to a virtual server that the profile does not name "
+    "and that would lose a name": {
+        "": Refused(
+            "state",
+            "is also bound to sw, which would lose *.example.com: add that to the profile",
+            seen(NOT_OURS, **SHARED),
+        ),
+        "forced": Refused("state", "--take-over", seen(NOT_OURS, **SHARED), FORCE),
+        "ours, a name less": Refused(
+            "state",
+            "would lose old.example.com",
+            seen(
+                record(installed=generation(names=("old.example.com", *NAMES))),
+                certificate=DUE,
+                elsewhere=("sw",),
+            ),
+        ),
+        "an order that waits": Refused(
+            "state",
+            "would lose",
+            seen(record(installed=None, change=change(**WAITS)), **SHARED),
+        ),
+    },
+    "taken, because the key type or a name changes": {
+        "": Refused("state", "vs", seen(CHANGED, **BESIDE)),
+        "though all is bound": Refused("state", "theirs", seen(CHANGED, **BESIDE), wanted=TWO),
+    },
+    "taken, and nothing else would be served": {
         "with consent to an order that was given up": Refused(
             "state",
-            "vs is taken: unbind it",
+            "--take-over",
             seen(with_order(**WAITS, refused="x", take_over=True), certificate=None, **TAKEN),
             wanted=OTHER_SUBJECT,
         ),
         "nothing is installed": Refused(
-            "state", "vs is taken: unbind it", seen(NOT_OURS, certificate=None, **TAKEN)
+            "state",
+            'the virtual server "vs" holds the certkey "theirs" already: name it as '
+            "certificate.name, unbind it, or run citrixagent.py run www --take-over",
+            seen(NOT_OURS, certificate=None, **TAKEN),
         ),
-        "all else is well": Refused("state", "enroll --force www", seen(**TAKEN)),
-        "an order that waits": Refused(
-            "state", "vs is taken: unbind it", seen(PENDING, certificate=None, **TAKEN)
+        "forced": Refused("state", "unbind", seen(NOT_OURS, certificate=None, **TAKEN), FORCE),
+        "managed": Refused(
+            "state",
+            'the certkey "theirs" of the profile b already: unbind it, or run',
+            seen(
+                certificate=None, unbound=("vs",), taken=(agent.Taken("vs", "theirs", owner="b"),)
+            ),
+        ),
+        "due, and bound nowhere": Refused("state", "unbind it", seen(certificate=DUE, **TAKEN)),
+        "all else is well": Refused("state", "--take-over", seen(**TAKEN)),
+        "all else is well, and bound": Refused("state", "--take-over", seen(**TAKEN), wanted=TWO),
+        "an order that waits": Refused("state", "unbind", seen(PENDING, certificate=None, **TAKEN)),
+    },
+    "taken": {
+        "due": Planned("renewed", "renew", NEW_KEY, seen(certificate=DUE, **TAKEN), wanted=TWO),
+        "names differ": Planned("replaced", "replace", NEW_KEY, seen(CHANGED, **TAKEN), wanted=TWO),
+        "revoked": Planned("enrolled", "enroll", NEW_KEY, seen(revoked=True, **TAKEN), wanted=TWO),
+        "due, and bound elsewhere": Planned(
+            "renewed", "renew", NEW_KEY, seen(certificate=DUE, elsewhere=("sw",), **TAKEN)
         ),
     },
 }
@@ -1211,7 +1309,7 @@ def test_without_a_handshake_nothing_is_verified() -> None:
     ],
 )
 def test_the_reason_that_is_given(found: Observed, reason: str) -> None:
-    assert agent.decide(profile(), found, RUN).reason == reason
+    assert agent.decide(profile(), found, TAKE_OVER).reason == reason
 
 
 def test_what_an_order_goes_on_with_under_the_id_that_the_operator_names() -> None:

@@ -426,19 +426,19 @@ def test_serials_with_leading_zeros_are_the_same_serial(lab: Lab) -> None:
 
 
 def test_another_default_certificate_is_not_replaced_silently(lab: Lab) -> None:
-    """Before anything is ordered the operator is told; --force replaces it and says so."""
+    """Before anything is ordered the operator is told; --take-over replaces it and says so."""
     install_own(lab, days_left=100)
     lab.write_profile(certificate=lab.certificate(name="new"))
     outcome = lab.json("run")
     assert outcome.exit_code == 1
     assert outcome.profile()["error"] == {
         "kind": "state",
-        "message": 'the virtual server "vs_www" holds the certkey "www" already: unbind it, or '
-        "replace it with citrixagent.py enroll --force www",
+        "message": 'the virtual server "vs_www" holds the certkey "www" already: name it as '
+        "certificate.name, unbind it, or run citrixagent.py run www --take-over",
     }
     assert not lab.scm.orders
     assert not any(map(is_write, lab.appliance.server.calls()))
-    outcome = lab.json("enroll", "--force", "www")
+    outcome = lab.json("run", "www", "--take-over")
     assert outcome.profile()["outcome"] == "enrolled"
     assert outcome.profile()["warnings"] == [
         'the certkey "www" was replaced on the virtual server "vs_www"'

@@ -426,7 +426,7 @@ def _certkey_row(ns: Partition, certkey: CertKey) -> Row:
         "daystoexpiration": (end - now).days,
         "priority": "0",
         "status": "Not yet valid" if now < start else "Expired" if now > end else "Valid",
-        "passcrypt": "",
+        "passcrypt": "c2VjcmV0" if certkey.passphrase else "",
         "data": "0",
         "servername": "",
         "servicename": "",

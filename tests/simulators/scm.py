@@ -303,6 +303,12 @@ def wrong_leaf(
         "other_key": (other_key, names, start, end),
         "missing_name": (key, names[:-1] or ("another.invalid",), start, end),
         "expired": (key, names, start - day - term, start - day),
+        "no_common_name": (
+            key,
+            [f"{'x' * 60}.example.com", *names],
+            start,
+            end,
+        ),  # too long for one
     }
     return authority.certify(*wrong[what], private=order.account.private)
 
@@ -312,7 +318,8 @@ class Orders:
 
     ``issue_after`` is the number of polls that find nothing, ``issue_delay`` the seconds that must
     pass; both are copied to each new order. ``tamper`` spoils what is handed out: a function, or
-    ``other_key``, ``missing_name``, ``expired``, ``no_chain``, ``broken_chain``.
+    ``other_key``, ``missing_name``, ``expired``, ``no_common_name``, ``no_chain`` or
+    ``broken_chain``.
     """
 
     def __init__(self) -> None:
