@@ -1843,6 +1843,9 @@ def same_names(one: Certificate, other: Certificate) -> bool:
     return common and set(one.names) == set(other.names)
 
 
+_ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
+
+
 def iso(moment: dt.datetime) -> str:
     """Return a time as ISO 8601 in UTC, to the second."""
     return moment.astimezone(dt.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -1850,7 +1853,9 @@ def iso(moment: dt.datetime) -> str:
 
 def parse_iso(text: str) -> dt.datetime:
     """Return the time that ``iso`` wrote; ValueError where it did not."""
-    return dt.datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z")
+    if not _ISO.fullmatch(text):
+        raise ValueError("is not a time as this program writes it")
+    return dt.datetime.fromisoformat(f"{text[:-1]}+00:00")  # ten times as fast as strptime
 
 
 def _readable(answer: bytes) -> list[x509.Certificate]:
@@ -9098,6 +9103,7 @@ svg{display:block;width:100%;height:40px;overflow:hidden}
 footer{margin-top:24px}
 @media (max-width:720px){
 main{padding:18px 12px 32px}section{padding:14px 12px 6px}
+.tile{padding:10px 12px}.tile b{font-size:1.15rem}
 .row{grid-template-columns:auto auto minmax(0,1fr)}
 .row>:not(svg){padding:3px 0}.row>:first-child{grid-column:1/-1;padding-top:8px!important}
 .row svg{grid-column:1/-1;height:26px}
@@ -9192,7 +9198,7 @@ def _axis(scale: Scale) -> str:
     for month in scale.months():
         at = scale.at(month)
         text = _MONTHS[month.month - 1] + (f" {month.year}" if month.month == 1 else "")
-        if abs(at - today) > 9 and at < 95:
+        if abs(at - today) > (14 if month.month == 1 else 9) and at < 95:
             labels.append(f'<text x="{at}%" y="13" text-anchor="middle">{text}</text>')
     anchor = "start" if today < 4 else "middle"
     labels.append(f'<text class="now" x="{today}%" y="13" text-anchor="{anchor}">today</text>')
