@@ -243,6 +243,7 @@ class HttpsServer:
         self._stopping = threading.Event()
         self._connections: set[socket.socket] = set()
         self._server: _Listener | None = None
+        self._place: socket.socket | None = None  # keeps the port while nobody listens there
         self.port = 0
 
     @property
@@ -275,6 +276,9 @@ class HttpsServer:
     def stop(self) -> None:
         self._stopping.set()
         self.refuse()
+        place, self._place = self._place, None
+        if place:
+            place.close()
         for connection in list(self._connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -282,9 +286,13 @@ class HttpsServer:
     def accept(self) -> None:
         """Listen: on a free port the first time, on the same one afterwards."""
         self.refuse_after = None
+        if self._place is None:
+            self._place = socket.socket()
+            self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            self._place.bind(("127.0.0.1", self.port))
+            self.port = self._place.getsockname()[1]
         if self._server is None:
             self._server = _Listener(self)
-            self.port = self._server.server_address[1]
             self._server.listen()
 
     def refuse(self) -> None:
@@ -336,6 +344,10 @@ class PromptServer(socketserver.ThreadingTCPServer):
     """A server that sleeps until somebody connects, and yet stops at once."""
 
     daemon_threads = True
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        super().server_bind()
 
     def listen(self) -> None:
         threading.Thread(target=self.serve_forever, daemon=True).start()
