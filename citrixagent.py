@@ -6881,11 +6881,12 @@ class Ordering:
 
     def new_change(self, plan: Plan, action: Action) -> Change:
         """Return a change that orders, with file names that nothing remembered uses."""
-        profile, intent, stem = self._profile, self._job.run.intent, self._stem()
+        profile, intent = self._profile, self._job.run.intent
+        stem, began = self._name_files()
         return Change(
             outcome=plan.outcome,
             reason=plan.reason,
-            started=iso(utc_now()),
+            started=iso(began),  # no key file is newer than what is on record
             new=Generation(f"{stem}.key", f"{stem}.crt", profile.names, profile.key_type),
             order=Order(
                 action,
@@ -6897,13 +6898,16 @@ class Ordering:
             take_over=intent.take_over,
         )
 
-    def _stem(self, *tried: str) -> str:
-        """Return how the names of a change's files begin; whatever the clock says, it is new."""
+    def _name_files(self, *tried: str) -> tuple[str, dt.datetime]:
+        """Return how the names of a change's files begin, and the time in them.
+
+        Whatever the clock says, the names are new.
+        """
         profile, now = self._profile, utc_now()
         used = " ".join([*self._remembered_files(), *tried])
         while (stem := file_stem(profile.certkey, profile.appliance.ssl_directory, now)) in used:
             now += dt.timedelta(seconds=1)
-        return stem
+        return stem, now
 
     def _before(self) -> str | None:
         """Return the id at SCM of what a new order renews or replaces."""
@@ -6981,7 +6985,7 @@ class Ordering:
         self._memory.keep(self._record)  # the file's name, before there is a file
         while not self._made_key(is_last=len(tried) == _MOST_NAMES):
             tried.append(self._change.new.key_file)
-            self._rename(self._stem(*tried))
+            self._rename(*self._name_files(*tried))
         self._view.files_changed()
         self._memory.keep(changing(self._record, key_created=True))
 
@@ -6996,10 +7000,11 @@ class Ordering:
             self._check_own(error)
         return True
 
-    def _rename(self, stem: str) -> None:
+    def _rename(self, stem: str, began: dt.datetime) -> None:
         """Give the files of the open change, none of which is there yet, other names."""
         new = dataclasses.replace(self._change.new, key_file=f"{stem}.key", cert_file=f"{stem}.crt")
-        renamed = changing(self._record, new=new)
+        renamed = changing(self._record, new=new, started=iso(began))
+        renamed = dataclasses.replace(renamed, latest=iso(began))
         self._memory.keep(ordering(renamed, csr_file=f"{stem}.csr"))
 
     def create_csr(self) -> None:

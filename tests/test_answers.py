@@ -311,7 +311,7 @@ def test_a_list_that_gives_the_same_page_for_ever_ends(lab: Lab) -> None:
     page = Response(200, json.dumps([{"sslId": 7, "commonName": "www.example.com"}, {}]).encode())
     answered(lab, "GET", "/api/ssl/v1?common", page)
     assert lab.json("run").profile()["outcome"] == "enrolled"
-    assert len([call for call in lab.scm.server.calls() if "v1?common" in call]) == 2
+    assert len([call for call in lab.scm.server.calls() if "v1?common" in call]) < 9
 
 
 # What is missing in a renewal

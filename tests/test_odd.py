@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import datetime as dt
+import re
 import socket
 import threading
 import warnings
@@ -73,6 +74,16 @@ def test_somebody_elses_certificate_that_is_odd(lab: Lab, kind: str) -> None:
     assert "Traceback" not in listed.text
     (row,) = [each for each in listed.document()["certificates"] if each["certkey"] == "other"]
     assert int(row["serial"], 16) == int(serial, 16)
+
+
+def test_an_odd_certificate_keeps_no_command_from_the_others(lab: Lab, kind: str) -> None:
+    somebody_elses(lab, kind)
+    install_own(lab, days_left=150)
+    for words in (["check"], ["discover"], ["list", "--served"], ["list", "--all", "--served"]):
+        outcome = lab.json(*words)
+        assert "unexpected" not in outcome.text
+        assert not [each for each in outcome.document()["errors"] if each["kind"] == "state"]
+    assert lab.json("discover").exit_code == 0
 
 
 @pytest.mark.parametrize("kind", ["unknown curve", "extension twice", "version five"])
@@ -188,7 +199,7 @@ def test_an_odd_byte_in_a_refusal_of_scm(lab: Lab, text: str) -> None:
 
 def test_a_file_whose_content_is_no_base64(lab: Lab) -> None:
     def rewrite(request: Request, response: Response) -> Response:
-        if not (request.method == "GET" and "/systemfile" in request.path):
+        if not (request.method == "GET" and ".csr" in request.query):
             return response
         content = base64.b64encode(lab.appliance.files[f"/nsconfig/ssl/{csr_of(lab)}"])
         return dataclasses.replace(response, body=response.body.replace(content, b"abcde"))
@@ -204,5 +215,5 @@ def test_a_file_whose_content_is_no_base64(lab: Lab) -> None:
 
 
 def csr_of(lab: Lab) -> str:
-    (name,) = [path for path in lab.appliance.files if path.endswith(".csr")]
+    (name,) = [path for path in lab.appliance.files if re.search("/www-.*[.]csr$", path)]
     return name.rpartition("/")[2]

@@ -12,7 +12,7 @@ from simulators.pair import HaPair
 from simulators.server import Fault
 from test_faults import failed, wants
 from test_fleet import PairLab, ha, missing_files, paired
-from test_lifecycle import age
+from test_lifecycle import age, utc_now
 
 __all__ = ["ha"]
 UTC = dt.timezone.utc
@@ -165,6 +165,7 @@ def test_seven_days_are_counted_to_the_second(ha: PairLab) -> None:
     for left, kind in ((7 * 86400 + 600, "appliance"), (7 * 86400 - 600, None)):
         issued = start + dt.timedelta(seconds=left)
         ha.lab.scm.now = functools.partial(dt.datetime.fromtimestamp, issued.timestamp(), UTC)
+        ha.lab.scm.server.clock = utc_now
         ha.pair.peer_is_dead = False
         assert ha.lab("enroll", "--force", "www").exit_code == 0
         age(ha.lab, 0)
