@@ -1515,6 +1515,17 @@ def test_one_virtual_server_has_room_for_certificates_that_differ(home: Lab) -> 
     assert home("run", "--dry-run").exit_code != 3
 
 
+@pytest.mark.parametrize("change", [{"key_type": "ECDSA-256"}, {"vs_www": "true"}])
+def test_what_cannot_be_read_claims_no_place(home: Lab, change: Mapping[str, Any]) -> None:
+    """A slip in one profile must not stop another one that has nothing to do with it."""
+    here = {"host": home.appliance.host, "vs_www": False}
+    rivals(home, api=here, www={**here, **change})
+    outcome = home.json("run", "--dry-run")
+    outcomes = {each["profile"]: each["outcome"] for each in outcome.document()["profiles"]}
+    assert outcomes == {"api": "planned", "www": "failed"}
+    assert outcome.exit_code == 1
+
+
 def test_one_certkey_name_on_two_appliances_is_fine(home: Lab) -> None:
     port = home.appliance.server.port
     twins(home, api=f"127.0.0.1:{port}", www=f"localhost:{port}")
