@@ -75,3 +75,18 @@ def test_why_a_certificate_is_replaced_is_told_though_the_run_began_anew(lab: La
     assert lab("replace", "www").exit_code == 0
     bodies = [request.body for request in lab.scm.server.requests if "replace" in request.path]
     assert any(b"the key was shown" in body for body in bodies)
+
+
+def test_a_rollback_that_was_carried_out_and_refused_is_on_record(lab: Lab) -> None:
+    """As on a pair whose other node says no: it stays rolled back, and nothing is renewed."""
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    before = lab.appliance.certkeys["www"].serial
+    assert lab("renew", "www").exit_code == 0
+    refusal = Fault("told", matches=wants("POST", "action=update"), response=nitro_error(1645))
+    lab.appliance.server.faults.append(refusal)
+    assert lab("rollback", "www").exit_code == 1
+    assert lab("run").exit_code == 0
+    assert lab.appliance.certkeys["www"].serial == before
+    assert lab.record()["rolled_back"]
+    assert lab.appliance.saved
