@@ -1916,7 +1916,19 @@ def check_issued(
 
 Action = Literal["enroll", "renew", "replace"]
 """What is asked of SCM."""
-Command = Literal["run", "enroll", "renew", "replace", "revoke", "rollback", "list"]
+Command = Literal[
+    "run",
+    "enroll",
+    "renew",
+    "replace",
+    "revoke",
+    "rollback",
+    "list",
+    "check",
+    "discover",
+    "configure",
+]
+"""The commands that report what they did or saw."""
 Outcome = Literal[
     "unchanged",
     "enrolled",
@@ -6699,7 +6711,6 @@ class Prover:
 
 # ----- 14. Ordering ---------------------------------------------------------------------------
 
-_FIRST_POLL, _LONGEST_POLL = 1.0, 30.0  # seconds between two questions for one certificate
 _OF_THE_SERVER = frozenset({"unreachable", "untrusted", "unavailable", "auth"})  # for all alike
 _STATUS_EVERY = 5  # questions; the status tells what the certificate is waiting for
 _STATUS_TEXTS = {
@@ -8560,7 +8571,7 @@ class Printed:
 class Report:
     """Collects what happened and tells it: as lines, or as one JSON object."""
 
-    command: str
+    command: Command
     console: Console
     as_json: bool
     dry_run: bool = False
@@ -9877,7 +9888,7 @@ class Session:
     def __init__(
         self,
         app: App,
-        command: str,
+        command: Command,
         *,
         as_json: bool,
         dry_run: bool = False,
