@@ -3370,7 +3370,7 @@ def make_pools(tls: Tls, proxy: str) -> urllib3.PoolManager:
     if not tls.verify:
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
     context = tls_context(tls)
-    options: dict[str, Any] = {"num_pools": 2, "maxsize": 1, "ssl_context": context}
+    options: dict[str, Any] = {"num_pools": 2, "maxsize": 32, "ssl_context": context}
     if tls.fingerprint:
         options["assert_fingerprint"] = tls.fingerprint
     if proxy:
@@ -3428,7 +3428,6 @@ def _body_of(response: urllib3.BaseHTTPResponse) -> bytes:
         room = _LONGEST_ANSWER + 1 - len(body)
         body += unpacker.decompress(chunk, room) if unpacker else chunk
         if len(body) > _LONGEST_ANSWER:
-            response.close()
             raise _TooLongError
     if unpacker and not unpacker.eof:
         raise ValueError("an answer that is cut off")
@@ -3616,7 +3615,11 @@ class Transport:
             preload_content=False,
             decode_content=False,
         )
-        return Answer(response.status, _body_of(response), response.headers)
+        try:
+            return Answer(response.status, _body_of(response), response.headers)
+        except BaseException:
+            response.close()  # what was not read to its end must not be read by the next request
+            raise
 
     def _explain(self, error: Exception, exchange: Exchange, url: str) -> TransportError:
         import urllib3
@@ -11983,13 +11986,12 @@ def _read_places(session: Session, places: Sequence[Place], wanted: Wanted) -> l
     """Read all appliances in parallel; one that cannot be read is a failure of its own."""
     scm = _scm_for_list(session) if wanted.served else None
     failed, found = _last_failed(session), list[Document]()
-    with concurrent.futures.ThreadPoolExecutor(max_workers=32) as pool:
-        listings = [Listing(session, place, wanted, failed, scm) for place in places]
-        for task in [pool.submit(listing.read) for listing in listings]:
-            try:
-                found += task.result()
-            except AgentError as error:
-                session.report.failures.append(error)
+    listings = [Listing(session, place, wanted, failed, scm) for place in places]
+    for done in in_threads([listing.read for listing in listings], _JOBS):
+        try:
+            found += done.result()
+        except AgentError as error:
+            session.report.failures.append(error)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,7 @@ ENDPOINTS = {
     ],
     "admin": [
         "GET /api/ssl/v1/types",
+        "GET /api/ssl/v1",
         "POST /api/ssl/v1/enroll",
         "GET /api/ssl/v1/collect/ID",
     ],
@@ -66,7 +68,7 @@ HARMLESS = {"DELETE systemfile", "POST logout"}
 
 def plainly(request: Request) -> str:
     """Return a request without what differs from run to run."""
-    words = plain(str(request)).split("?organizationId")[0].split("?format")[0]
+    words = re.split(r"\?(?:organizationId|format|commonName)", plain(str(request)))[0]
     head, _, last = words.rpartition("/")
     if words.startswith("DELETE systemfile/"):
         return "DELETE systemfile"
