@@ -75,6 +75,8 @@ class World(RuleBasedStateMachine):
         self.given_up: set[str] = set()
         self.error: Document | None = None
         self.done = False
+        self.backups: list[str] = []  # the records that there were, the oldest first
+        self.is_put_back = False  # the record may know less than the appliance since then
         self._write()
 
     def _make(self, folder: pathlib.Path) -> Lab:
@@ -163,13 +165,42 @@ class World(RuleBasedStateMachine):
     def the_appliance_reboots(self) -> None:
         self.appliance.reboot()
 
+    @rule(skip=st.integers(0, 20), after=st.booleans())
+    def the_appliance_will_restart(self, skip: int, after: bool) -> None:
+        """It does so around a request; what was not saved is gone."""
+        server, node = self.appliance.server, self.appliance
+        at, moment = len(server.requests) + 1 + skip, "after" if after else "before"
+
+        def restart(request: Request) -> None:
+            if request.number == at:
+                node.reboot()
+
+        setattr(server, moment, restart)
+
+    @precondition(lambda self: self.backups)
+    @rule(data=st.data())
+    def the_record_is_put_back_from_a_backup(self, data: st.DataObject) -> None:
+        self._record_path.write_text(data.draw(st.sampled_from(self.backups)))
+        self.is_put_back = True
+
+    @precondition(lambda self: self.done)
+    @rule(command=st.sampled_from(["renew", "replace"]))
+    def the_operator_wants_another_certificate(self, command: str) -> None:
+        """And gives the command again if it fails: one order comes of it."""
+        open_orders = self._open()
+        placed = self._command(command, "www")
+        if self.error and self.error["kind"] in {"unreachable", "unavailable", "appliance"}:
+            placed += self._command(command, "www")
+        assert len(placed) <= 1
+        assert not (placed and open_orders), "a second one"
+
     @rule()
     def cron_runs(self) -> None:
         reasons, open_orders, settled = self._reasons(), self._open(), self._settled()
         placed = self._command("run")
         if placed:
             assert reasons, "an order without a reason"
-            assert not open_orders or "lapsing" in reasons or self._new_keys(placed), "a second one"
+            assert not open_orders or "lapsing" in reasons, "a second one"
             assert not settled, "ordered again after a no"
 
     @precondition(lambda self: self.error)
@@ -192,7 +223,7 @@ class World(RuleBasedStateMachine):
         assert outcome.exit_code != 5 or (result["outcome"] == "pending" and result["reason"])
         if self.done:
             self._check_all_is_well(settled=result["outcome"] == "unchanged")
-        if result["outcome"] == "unchanged" and not result["warnings"]:
+        if result["outcome"] == "unchanged" and not (result["warnings"] or self.is_put_back):
             leaf = self.appliance.certkeys["www"].certificate
             assert self._order_of(leaf).status != "Revoked"
         assert served <= self._valid(), "a valid certificate was taken away"
@@ -200,7 +231,13 @@ class World(RuleBasedStateMachine):
         placed = self.scm.orders[before:]
         self.wishes |= {order.cert_id: self.wish for order in placed}
         assert len(placed) <= 1
+        if self._record_path.exists() and self._record_path.read_text() not in self.backups:
+            self.backups.append(self._record_path.read_text())
         return placed
+
+    @property
+    def _record_path(self) -> pathlib.Path:
+        return self.lab.home / "state" / "profile-www.json"
 
     def _check_all_is_well(self, *, settled: bool) -> None:
         """What was collected long after its issue may be due again: the next run renews it."""
@@ -223,8 +260,8 @@ class World(RuleBasedStateMachine):
         """Every file on the appliance is known to the record."""
         there = {pathlib.PurePath(path).name for path in self.appliance.files}
         own = {name for name in there if not re.fullmatch(r"ca_\w+\.crt", name)}
-        path = self.lab.home / "state" / "profile-www.json"
-        assert own <= (files_of(self.lab.record()) if path.exists() else set())
+        known = files_of(self.lab.record()) if self._record_path.exists() else set()
+        assert own <= known or self.is_put_back
 
     def teardown(self) -> None:
         """In the end, with a patient operator and without faults, all is well."""
@@ -238,6 +275,7 @@ class World(RuleBasedStateMachine):
         self.scm.approval, self.scm.issue_after = "auto", 0
         for server in (self.scm.server, *(node.server for node in self.nodes)):
             server.faults.clear()
+            server.before = server.after = None
             server.accept()
         for order in self._waiting():
             order.approve()
@@ -308,10 +346,6 @@ class World(RuleBasedStateMachine):
             and order.cert_id not in self.given_up
             and serial_of(order) not in self._served()
         ]
-
-    def _new_keys(self, placed: Sequence[Order]) -> bool:
-        """Tell whether orders only give others new keys: theirs were on the node that is gone."""
-        return all(order.action == "replace" for order in placed)
 
     def _settled(self) -> bool:
         """Tell whether the last order, for the same wish, was turned down."""

@@ -2,6 +2,9 @@
 
 And 50 nights in that of 4, for those who cannot wait.
 
+In another year somebody makes a mistake a month: gives a command twice, puts an old record back,
+has an appliance restart in the middle of a night, sets a clock wrong.
+
 Every fourth week is without faults, the others have more: so there are nights with nothing to do.
 
 The clock of program and simulators is moved; TLS is checked by OpenSSL against the real time, so
@@ -18,7 +21,7 @@ import pathlib
 import random
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import time_machine
@@ -29,6 +32,7 @@ from simulators.server import Fault, HttpsServer, Request, Response
 
 TERM = 46  # days
 WINDOW = dt.timedelta(days=TERM) / 3
+SHORTEST = TERM - WINDOW.days - 2  # nights from one renewal to the next
 RATE = 0.05 * 4 / 3  # of the requests in the three weeks that have faults
 SEED = 20261123
 NEVER_LEFT = dt.timedelta(days=6)
@@ -55,11 +59,15 @@ class Weather:
         self.server = server
         self.fair = False
         self.fired: collections.Counter[str] = collections.Counter()
+        self.restart: tuple[int, Callable[[], None]] | None = None  # after so many requests
         self._chance = random.Random(seed)
         self._opener = threading.Timer(0, server.accept)
         server.before = self._maybe
 
     def _maybe(self, request: Request) -> None:
+        if self.restart and request.number >= self.restart[0]:
+            self.restart[1]()
+            self.restart = None
         if self.fair or self._chance.random() >= RATE:
             return
         (kind,) = self._chance.choices(list(FAULTS), list(FAULTS.values()))
@@ -92,6 +100,10 @@ class Year:
         self.chance = random.Random(seed)
         self.nights = self.quiet_nights = self.resolved = 0
         self.unknown: set[str] = set()
+        self.told: dict[str, str] = {}  # what the last failure of a profile says
+        self.mistakes: collections.Counter[str] = collections.Counter()
+        self.spoilt: dict[str, int] = {}  # profiles with mistakes, and how many orders these cost
+        self._records: dict[str, list[str]] = {}  # of each night
         self._open = True
 
     @property
@@ -134,8 +146,46 @@ class Year:
             assert (outcome.exit_code, outcome.text) == (0, ""), outcome.text
             self.quiet_nights += 1
 
+    def mistake(self) -> None:
+        """Let somebody do what should not be done."""
+        kind = self.chance.choice(("twice", "record", "restart", "clock"))
+        name = self.chance.choice(sorted(self._records))
+        self.mistakes[kind] += 1
+        if kind == "twice":
+            self._spoil(name, 2)
+            for _ in range(2):
+                self._work("renew", name)
+        if kind == "record":
+            self._spoil(name, 1)
+            self._path(name).write_text(self.chance.choice(self._records[name]))
+        if kind == "restart":
+            weather, appliance = self.chance.choice(
+                list(zip(self.weather[1:], self.appliances, strict=True))
+            )
+            number = len(appliance.server.requests) + self.chance.randrange(1, 40)
+            weather.restart = (number, appliance.reboot)
+        if kind == "clock":
+            ahead = dt.timedelta(days=self.chance.choice((-400, -3, 3, 190)))
+            self.lab.scm.server.clock = lambda: dt.datetime.now(dt.timezone.utc) - ahead
+        self._open = True
+
+    def mend_the_clock(self) -> None:
+        self.lab.scm.server.clock = lambda: dt.datetime.now(dt.timezone.utc)
+
+    def _spoil(self, name: str, orders: int) -> None:
+        self.spoilt[name] = self.spoilt.get(name, 0) + orders
+
+    def keep_records(self) -> None:
+        for name in self.names:
+            if self._has_record(name):
+                self._records.setdefault(name, []).append(self._path(name).read_text())
+
     def morning(self) -> None:
-        """Let the operator resolve what is unknown since the night."""
+        """Let the operator resolve what is unknown since the night, and do what messages say."""
+        for name, text in sorted(self.told.items()):
+            if text.endswith(f"citrixagent.py enroll --force {name}") and name in self.spoilt:
+                self._spoil(name, 1)
+                self._work("enroll", "--force", name)
         for name in sorted(self.unknown):
             found = self._placed(name)
             answer = ["--cert-id", found[-1].cert_id] if found else ["--force"]
@@ -166,6 +216,10 @@ class Year:
         """Run a command; note whose order is unknown, and whether anything was done or is open."""
         results: list[Document] = self._command(*command, "--json").document()["profiles"]
         kinds = {each["profile"]: (each["error"] or {}).get("kind") for each in results}
+        for each in results:
+            self.told.pop(each["profile"], None)
+            if each["error"] and each["error"]["kind"] == "state":
+                self.told[each["profile"]] = each["error"]["message"]
         self.unknown -= {name for name, kind in kinds.items() if kind is None}
         self.unknown |= {name for name, kind in kinds.items() if kind == "unknown_outcome"}
         calm = all(each["outcome"] == "unchanged" and not each["warnings"] for each in results)
@@ -199,14 +253,23 @@ class Year:
 
     def own_files(self) -> set[str]:
         there = {pathlib.PurePath(path).name for each in self.appliances for path in each.files}
-        return {name for name in there if not re.fullmatch(r"ca_\w+\.crt", name)}
+        spoilt = tuple(f"{name}-" for name in self.spoilt)  # a record that is put back knows less
+        own = {name for name in there if not re.fullmatch(r"ca_\w+\.crt", name)}
+        return {name for name in own if not name.startswith(spoilt)}
 
     def known_files(self) -> set[str]:
-        records = [self.lab.record(name) for name in self.names if self._has_record(name)]
+        records = [
+            self.lab.record(name)
+            for name in self.names
+            if self._has_record(name) and name not in self.spoilt
+        ]
         return {file for record in records for file in files_of(record)}
 
+    def _path(self, name: str) -> pathlib.Path:
+        return self.lab.home / "state" / f"profile-{name}.json"
+
     def _has_record(self, name: str) -> bool:
-        return (self.lab.home / "state" / f"profile-{name}.json").exists()
+        return self._path(name).exists()
 
 
 def files_of(record: Document) -> set[str]:
@@ -235,14 +298,27 @@ def year(lab: Lab) -> Iterator[Year]:
 # nobody can close: that is Python's.
 @pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
 @pytest.mark.parametrize(
-    ("nights", "profiles"), [(50, 4), pytest.param(365, 20, marks=pytest.mark.long)]
+    ("nights", "profiles", "every"),
+    [
+        (50, 4, None),
+        pytest.param(365, 20, None, marks=pytest.mark.long),
+        (60, 3, 6),
+        pytest.param(365, 20, 30, marks=pytest.mark.long),
+    ],
 )
-def test_short_lived_certificates_are_kept_valid(year: Year, nights: int, profiles: int) -> None:
+def test_short_lived_certificates_are_kept_valid(
+    year: Year, nights: int, profiles: int, every: int | None
+) -> None:
+    """``every``: how many nights pass from one mistake to the next."""
     with time_machine.travel(dt.datetime.now(dt.timezone.utc), tick=True) as clock:
         for number in range(nights):
             if number % 2 == 0 and number // 2 < profiles:
                 year.add_profile(number // 2)
+            if every and number % every == every - 1:
+                year.mistake()
             year.night(fair=number // 7 % 4 == 3)
+            year.mend_the_clock()
+            year.keep_records()
             for appliance in year.appliances:
                 appliance.sessions.clear()  # they end by themselves
             clock.shift(dt.timedelta(hours=8))
@@ -260,7 +336,7 @@ def test_short_lived_certificates_are_kept_valid(year: Year, nights: int, profil
     print(
         f"\n{year.nights} nights, {asked} requests, {fired.total()} faults {dict(fired)}, "
         f"{len(year.lab.scm.orders)} orders, {year.resolved} resolved by the operator, "
-        f"{year.quiet_nights} nights without work and faults"
+        f"{year.quiet_nights} nights without work and faults, mistakes: {dict(year.mistakes)}"
     )
     assert year.quiet_nights > 5
     if nights == 365:  # long enough for everything to have happened
@@ -285,6 +361,9 @@ def check_orders(year: Year, name: str) -> None:
     appliance = next(each for each in year.appliances if f"vs_{name}" in each.virtual_servers)
     served = [int(serial, 16) for serial in appliance.virtual_servers[f"vs_{name}"].served]
     issued = [order.leaf.serial_number for order in orders if order.leaf]
+    if name in year.spoilt:
+        assert len(orders) <= year.nights // SHORTEST + 1 + year.spoilt[name]
+        return
     assert served == issued
     assert len(orders) - len(issued) <= 1
     for before, after in itertools.pairwise(orders):
@@ -299,5 +378,5 @@ def check_state_folder(year: Year) -> None:
     assert records == {f"profile-{name}.json" for name in year.names}
     assert all(sizes[name] < 40_000 for name in records)
     rest = {name for name in sizes.keys() - records if not name.startswith("citrixagent.log")}
-    assert rest == {"eula.json", "last-run.json", "lock"}
+    assert rest - {"told.json"} == {"eula.json", "last-run.json", "lock"}
     assert sum(sizes.values()) < 7_000_000
