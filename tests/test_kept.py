@@ -26,7 +26,7 @@ def test_consent_to_replace_a_default_certificate_is_kept_while_the_order_waits(
     install_own(lab, days_left=100)
     lab.write_profile(certificate=lab.certificate(name="new"), enrollment={"max_wait": 0})
     lab.scm.approval = "manual"
-    assert lab("enroll", "--force", "www").exit_code == 5
+    assert lab("enroll", "--take-over", "www").exit_code == 5
     assert lab("run").exit_code == 5
     (order,) = lab.scm.orders
     order.approve()
