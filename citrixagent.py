@@ -3632,21 +3632,28 @@ class Transport:
             )
             if getattr(distrust, "verify_code", 0) in _OTHER_NAME and not self._proxy:
                 text = self._misnamed(urllib.parse.urlsplit(url))
-            message = f"{self._label}: {text}"
+            message = f"{self._place(url)}: {text}"
             return TransportError("untrusted", message, sent=False, again=False)
         sent = exchange.sent and not any("Tunnel connection failed" in str(each) for each in causes)
         if isinstance(error, _TooLongError):
             text = f"its answer exceeds {_LONGEST_ANSWER // 1024**2} MB"
-            return TransportError("unavailable", f"{self._label}: {text}", sent=sent, again=False)
+            message = f"{self._place(url)}: {text}"
+            return TransportError("unavailable", message, sent=sent, again=False)
         if exchange.is_cut_off:
-            return self._unreachable("a signal came before its answer", sent=sent, again=False)
+            text = "a signal came before its answer"
+            return self._unreachable(url, text, sent=sent, again=False)
         if any(isinstance(each, TimeoutError) for each in causes):
             text = f"no {'answer' if sent else 'connection'} within {self._timeout} s"
-            return self._unreachable(text, sent=sent, again=False)
+            return self._unreachable(url, text, sent=sent, again=False)
         words = _words(causes[-1])
         if isinstance(error, urllib3.exceptions.ProxyError) and not sent:
             words = f"the proxy does not connect: {words}"
-        return self._unreachable(words, sent=sent)
+        return self._unreachable(url, words, sent=sent)
+
+    def _place(self, url: str) -> str:
+        """Return the label, with the host behind it where it does not say that."""
+        host = urllib.parse.urlsplit(url).netloc
+        return self._label if host in self._label else f"{self._label} ({host})"
 
     def _misnamed(self, address: urllib.parse.SplitResult) -> str:
         """Say for which names an appliance's certificate is, if not for the one it is asked by."""
@@ -3661,10 +3668,12 @@ class Transport:
             "names, or pin it with citrix.fingerprint"
         )
 
-    def _unreachable(self, text: str, *, sent: bool, again: bool = True) -> TransportError:
+    def _unreachable(
+        self, url: str, text: str, *, sent: bool, again: bool = True
+    ) -> TransportError:
         return TransportError(
             "unreachable",
-            f"{self._label}: {text}: check its address and the network between",
+            f"{self._place(url)}: {text}: check its address and the network between",
             sent=sent,
             again=again,
         )
@@ -5695,6 +5704,15 @@ class Store:
         except OSError as error:
             raise AgentError("state", f"{path} cannot be read: {error.strerror}") from None
 
+    def acceptance(self, agreement: bytes) -> str:
+        """Say when, by whom and how this text was accepted; empty where it was not."""
+        if not self.has_accepted(agreement):
+            return ""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            data = json.loads(read_file(self.folder / "eula.json", follow=False))
+            return f"accepted at {data['accepted']} by {data['user']} ({data['way']})"
+        return "accepted"
+
     def accept(self, agreement: bytes, way: str) -> None:
         """Record who accepted which text, when, and in which way."""
         data = {
@@ -6099,7 +6117,9 @@ class Home:
     def load_scm(self) -> tuple[ScmConfig | None, list[str]]:
         path, problems = self.path / "scm.yaml", list[str]()
         if not os.path.lexists(path):
-            return None, [f"{path}: is missing: give url, client_id and client_secret in it"]
+            return None, [
+                f"{path}: is missing: run citrixagent.py configure, or copy the sample here"
+            ]
         source = self._source(path)
         try:
             config = parse_scm(source.document(), source, problems)
@@ -6442,11 +6462,8 @@ class View:
         row = self._virtual_servers[server.kind].get(server.name)
         kind = server.kind.replace("_", " ")
         if row is None:
-            raise AgentError(
-                "appliance",
-                f'{self.client.host} has no {kind} virtual server "{server.name}": check name '
-                "and type under virtual_servers",
-            )
+            text = f'{self.client.host} has no {kind} virtual server "{server.name}"'
+            raise AgentError("appliance", f"{text}: {self._meant(server)}")
         if not row.ends_tls():
             raise AgentError(
                 "appliance",
@@ -6454,6 +6471,19 @@ class View:
                 f"{row.service_type}, which holds no certificate: name one of type SSL",
             )
         return row
+
+    def _meant(self, server: VirtualServer) -> str:
+        """Say what a virtual server that is not there may be: of another kind, or misspelt."""
+        kinds: dict[str, str] = {}
+        for kind in VIRTUAL_SERVER_KINDS:
+            with contextlib.suppress(NitroError):  # what may not be looked at is no hint
+                kinds |= dict.fromkeys(self.client.virtual_servers(kind), kind)
+        if server.name in kinds:
+            return f"its type is {kinds[server.name]}, under virtual_servers"
+        near = difflib.get_close_matches(server.name, kinds, n=1, cutoff=0.6)
+        if near:
+            return f'did you mean "{near[0]}" ({kinds[near[0]]})?'
+        return "check name and type under virtual_servers"
 
     def _look(self, what: str, look: Callable[[], _Look], unknown: _Look) -> _Look:
         """Look at something once; what is refused or not offered is not known and stops nothing."""
@@ -8684,7 +8714,8 @@ class Report:
         for result in self.results:
             counts[result.outcome] = counts.get(result.outcome, 0) + 1
         parts = [f"{number} {outcome.replace('_', ' ')}" for outcome, number in counts.items()]
-        return f"{_count(len(self.results), 'profile')}: {', '.join(parts)}"
+        told = f"{_count(len(self.results), 'profile')}: {', '.join(parts)}"
+        return f"{told}; citrixagent.py check tells more" if "failed" in counts else told
 
     def emit(self, code: int) -> None:
         """Print the JSON object, if that was asked for."""
@@ -9695,6 +9726,20 @@ class Channels:
     def _clean(self, line: str) -> str:
         return visible(self._context.redactor.hide(line))
 
+    def test(self, lines: Sequence[str], code: int) -> dict[str, str]:
+        """Send a test through each way that is on; say by way what went wrong, or nothing."""
+        settings, ended = self._settings, dict[str, str]()
+        if settings.notify_command:
+            ended["command"] = self._tell_program(settings.notify_command, Story({}), code, {})
+        if settings.mail:
+            body = "\n".join(map(self._clean, lines)) + "\n"
+            do = functools.partial(send_mail, settings.mail, "citrixagent: check --notify", body)
+            ended["mail"] = within(_MAIL_LIMIT, do, self._context.interrupt)
+        if url := settings.ping_url.value:
+            do = functools.partial(send_ping, url, b"", self._proxy)
+            ended["ping_url"] = within(_PING_LIMIT, do, self._context.interrupt)
+        return ended
+
     # Ping
 
     def ping_start(self) -> None:
@@ -9885,6 +9930,18 @@ def not_accepted_text(home: pathlib.Path) -> str:
 _TELLING = frozenset({"run", "enroll", "renew", "replace", "revoke", "rollback"})
 
 
+_NO_PROFILE = "run citrixagent.py configure or discover, or copy example_cert_config.yaml into it"
+
+
+def refused_login(run: Run) -> list[AgentError]:
+    """Log in to SCM: a dry run that asks SCM nothing would promise what a run cannot do."""
+    try:
+        connect_to_scm(run.config, run.tokens, run.context).log_in()
+    except AgentError as error:
+        return [error]
+    return []
+
+
 class Session:
     """One command from its options to its exit code."""
 
@@ -10039,7 +10096,7 @@ class Session:
 
     def _tell_others(self, code: int, told: Document) -> None:
         """Run hooks and tell who is to be told; an interruption ends that."""
-        report, channels = self.report, self._channels()
+        report, channels = self.report, self.channels()
         entries = self._last_run.get("profiles", {})
         known = {result.profile for result in report.results} <= entries.keys()
         last_run = self._last_run if known else last_run_after({}, report, code, is_full=False)
@@ -10059,7 +10116,7 @@ class Session:
             except AgentError as error:
                 report.warn_late(error.message)
 
-    def _channels(self) -> Channels:
+    def channels(self) -> Channels:
         hidden = self.redactor.variables | self.home.secret_variables
         programs = Programs(self.app.home, hidden, self.context.interrupt)
         settings = self._known_settings()
@@ -10111,7 +10168,7 @@ class Session:
         profiles = self.load_profiles(files, problems)
         if not files:
             folder = self.app.home / "profiles"
-            problems.append(f"{folder}: holds no profile: copy example_cert_config.yaml into it")
+            problems.append(f"{folder}: holds no profile: {_NO_PROFILE}")
         if problems or config is None:
             raise AgentError("config", "\n".join(problems))
         self.report.nothing_usable = not profiles
@@ -10180,13 +10237,6 @@ class Session:
             warn=self.report.warn,
         )
 
-    def _try_login(self, run: Run) -> None:
-        """Log in to SCM: a dry run that asks SCM nothing would promise what a run cannot do."""
-        try:
-            connect_to_scm(run.config, run.tokens, run.context).log_in()
-        except AgentError as error:
-            self.report.failures.append(error)
-
     def _confirm_orders(self, intent: Intent, profiles: Sequence[Profile]) -> None:
         """Have the operator agree to as many orders as it takes for all; UsageError otherwise."""
         number = sum(not self._was_just_ordered(profile) for profile in profiles)
@@ -10226,10 +10276,10 @@ class Session:
             self._confirm_orders(intent, profiles)
         self.lock()
         if self._is_full:
-            self._channels().ping_start()
+            self.channels().ping_start()
         run = self.new_run(config, intent, dry_run=self.report.dry_run, wait=wait)
         if run.dry_run:
-            self._try_login(run)
+            self.report.failures += refused_login(run)
         self.report.results += run_all(profiles, run, jobs)
         self.report.results.sort(key=lambda result: result.profile)
 
@@ -10619,6 +10669,7 @@ _PACKAGES = {"click": (8, 1), "cryptography": (42,), "PyYAML": (6, 0), "requests
 _OLDEST_RELEASE = (13, 0)
 _MACHINE, _SCM, _SETTINGS = "machine", "scm", "agent.yaml"
 _LATE = dt.timedelta(hours=36)  # since the last full run
+_CLOCK = dt.timedelta(minutes=5)  # by which two clocks may differ
 _NEEDED_LOOKS = {"stat HA node", "show ssl certKey", "show ssl vserver", "show system file"}
 _Seen = TypeVar("_Seen")
 _REMEDY = re.compile(r"(.+): (?=[a-z/]|SCM offers)(.+)", re.DOTALL)  # how a problem's text ends
@@ -10714,16 +10765,27 @@ def _check_path(path: pathlib.Path, home: pathlib.Path, target: str, checks: Che
 
 def _check_schedule(store: Store, checks: Checks) -> None:
     remedy = "have cron or a timer run it every night (README, section 1)"
-    try:
-        data = json.loads((store.folder / "last-run.json").read_bytes())
-        finished = data["run"]["finished"]
-        ended = dt.datetime.fromisoformat(finished.replace("Z", "+00:00"))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        checks.add("warn", _MACHINE, "schedule", f"no full run is on record: {remedy}")
+    with checks.trying(_MACHINE, "last-run.json", "state/last-run.json"):
+        run = store.read_last_run().get("run")
+        if not run:
+            checks.add("warn", _MACHINE, "schedule", f"no full run is on record: {remedy}")
+        elif utc_now() - parse_iso(run["finished"]) > _LATE:
+            text = f"the last full run ended at {run['finished']}, over 36 hours ago"
+            checks.add("warn", _MACHINE, "schedule", f"{text}: {remedy}")
+        else:
+            text = f"the last full run ended at {run['finished']}"
+            checks.add("ok", _MACHINE, "schedule", text)
+
+
+def _check_clock(context: Context, url: str, target: str, checks: Checks) -> None:
+    """Compare this machine's clock with the Date of a server's answers."""
+    ahead = context.server(url).ahead
+    if ahead is None or abs(ahead) <= _CLOCK:
         return
-    status: CheckStatus = "warn" if utc_now() - ended > _LATE else "ok"
-    text = f"the last full run ended at {finished}"
-    checks.add(status, _MACHINE, "schedule", f"{text}: {remedy}" if status == "warn" else text)
+    way = "ahead of" if ahead > dt.timedelta(0) else "behind"
+    minutes = _count(round(abs(ahead) / dt.timedelta(minutes=1)), "minute")
+    text = f"this machine's clock is {minutes} {way} that of {urllib.parse.urlsplit(url).netloc}"
+    checks.add("warn", target, "clock", f"{text}: have both set by NTP")
 
 
 def _end_of(certificate: bytes) -> dt.datetime | None:
@@ -10894,6 +10956,7 @@ class ApplianceLook:
         if release and _version(release) < _OLDEST_RELEASE:
             text = f"{client.host} has release {release}, which is not supported"
             self._checks.add("warn", self._target, "release", f"{text}: upgrade to 13.0 or newer")
+        _check_clock(self._context, f"https://{client.host}", self._target, self._checks)
         if unsaved:
             text = f"{client.host} has changes that nobody saved, which a run saves with its own"
             self._checks.add("warn", self._target, "saved", f"{text}: save ns config")
@@ -10970,7 +11033,10 @@ class Examination:
         self._read_profiles(files)
 
     def _read_settings(self) -> None:
+        known = len(self._home.warnings)
         settings, problems = self._home.load_settings()
+        for warning in self._home.warnings[known:]:
+            self.checks.add("warn", _SETTINGS, "secrets", warning)
         self.checks.stopping |= bool(problems)
         for problem in dict.fromkeys((*problems, *settings.problems)):
             self.checks.add("fail", _SETTINGS, "configuration", problem)
@@ -10979,6 +11045,8 @@ class Examination:
 
     def _read_scm(self) -> None:
         self._config, problems = self._home.load_scm()
+        for warning in dict.fromkeys(self._home.warnings):
+            self.checks.add("warn", _SCM, "secrets", warning)
         for problem in problems:
             self.checks.add("fail", _SCM, "configuration", problem)
         self.checks.stopping |= bool(problems)
@@ -10994,6 +11062,8 @@ class Examination:
         self.checks.stopping |= bool(files) and not loaded.profiles
         for profile in loaded.profiles:
             self.checks.add("ok", profile.name, "configuration", f"profile {profile.name}")
+            for notice in profile.notices:
+                self.checks.add("warn", profile.name, "configuration", notice)
             with self.checks.trying(profile.name, "record", "its record in state/"):
                 self._session.store.load(profile.name)
         if not files:
@@ -11032,6 +11102,8 @@ class Examination:
         with self.checks.trying(_SCM, "login", f"{host} takes the login"):
             scm.log_in()
             _try_address(scm)
+        for url in (config.url, config.token_url):
+            _check_clock(session.context, url, _SCM, self.checks)
         if self.checks.failed(_SCM):
             return False
         for profile in self._profiles:
@@ -11052,7 +11124,23 @@ class Examination:
                 self.checks.add("warn", result.profile, "run", warning)
 
 
-def examine(session: Session, names: Sequence[str], *, offline: bool) -> None:
+def _test_channels(session: Session, checks: Checks) -> None:
+    """Send what was found through every channel of agent.yaml."""
+    config, _ = session.home.load_scm()
+    session.proxy = config.proxy if config else None
+    session.settings, _ = session.home.load_settings()
+    found = ExitCode.FAILED if checks.count("fail") else ExitCode.OK
+    ended = session.channels().test(_check_lines(checks, verbose=False), found)
+    for name, problem in ended.items():
+        if problem:
+            checks.add("fail", _SETTINGS, name, f"{name}: {problem}")
+        else:
+            checks.add("ok", _SETTINGS, name, f"{name}: a test was sent")
+    if not ended:
+        checks.add("skip", _SETTINGS, "notify", "no channel is set: notify, ping_url")
+
+
+def examine(session: Session, names: Sequence[str], *, offline: bool, notify: bool = False) -> None:
     """Tell what a run would trip over; everything that can be told is told."""
     report, examination = session.report, Examination(session, names)
     checks = examination.checks
@@ -11063,6 +11151,9 @@ def examine(session: Session, names: Sequence[str], *, offline: bool) -> None:
     else:
         examination.network()
     report.own = {"checks": [dataclasses.asdict(each) for each in checks.all]}
+    if notify:
+        _test_channels(session, checks)
+        report.own = {"checks": [dataclasses.asdict(each) for each in checks.all]}
     report.found = ExitCode.FAILED if checks.count("fail") else ExitCode.OK
     report.found = ExitCode.CONFIG if checks.stopping else report.found
     for line in _check_lines(checks, verbose=session.app.verbosity > 0):
@@ -11651,16 +11742,13 @@ class Commands(click.Group):
     "--home",
     type=click.Path(file_okay=False, path_type=pathlib.Path),
     envvar="CITRIXAGENT_HOME",
-    help="Folder of scm.yaml, profiles/ and state/.  [default: that of the program]",
+    help="Holds scm.yaml, profiles/, state/; default: the program's.",
 )
 @click.option("-v", "verbosity", count=True, help="Show the log on stderr; -vv: every request.")
 @click.version_option(__version__, prog_name="citrixagent")
 @click.pass_context
 def main(context: click.Context, home: pathlib.Path | None, verbosity: int) -> None:
-    """Keep the certificates on Citrix NetScaler virtual servers valid.
-
-    Orders them at Sectigo Certificate Manager; the appliance makes the keys, which never leave it.
-    """
+    """Keep certificates from Sectigo on Citrix NetScaler virtual servers valid."""
     os.umask(0o077)
     place = (home or _PROGRAM.parent).absolute()
     context.obj = App(place, verbosity, became=become_owner(place / "state"))
@@ -11741,7 +11829,10 @@ def enroll_command(  # noqa: PLR0913 - click gives each option by its name
     wait: int | None,
     as_json: bool,
 ) -> None:
-    """Order a certificate and install it; an open order is resumed, not doubled."""
+    """Order a certificate and install it.
+
+    An open order is resumed, not doubled.
+    """
     session = Session(app, "enroll", as_json=as_json, names=profiles)
     intent = Intent("enroll", force=force, take_over=take_over, cert_id=cert_id)
     session.run(lambda s: enroll(s, profiles, intent, wait))
@@ -12096,9 +12187,9 @@ def renew_command(  # noqa: PLR0913 - one for each option
     wait: int | None,
     as_json: bool,
 ) -> None:
-    """Renew now, whatever the window says: a new key, a new validity period.
+    """Renew now: a new key, a new validity period.
 
-    --all tells how many orders that is, and asks.
+    Whatever the window says. --all tells how many orders that is, and asks.
     """
     session = Session(app, "renew", as_json=as_json, names=profiles)
     intent = Intent("renew", take_over=take_over)
@@ -12309,7 +12400,8 @@ def revoke(session: Session, names: Sequence[str], wish: Revocation, *, sure: bo
     "--reason",
     type=click.Choice(list(REVOCATION_REASONS)),
     required=True,
-    help="Why; SCM and the CA record it.",
+    metavar="NAME",
+    help="Why, which SCM and the CA record: " + ", ".join(REVOCATION_REASONS) + ".",
 )
 @click.option("--message", default="", metavar="TEXT", help="Told to SCM.")
 @click.option(
@@ -12364,7 +12456,10 @@ def rollback_command(app: App, profile: str, as_json: bool) -> None:
 def list_command(
     app: App, profiles: tuple[str, ...], show_all: bool, served: bool, as_json: bool
 ) -> None:
-    """Show what is installed, until when, and where it is bound; changes nothing."""
+    """Show what is installed, until when, and where it is bound.
+
+    Changes nothing.
+    """
     session = Session(app, "list", as_json=as_json, names=profiles)
     session.report.certificates = []
     session.run(lambda s: list_certificates(s, profiles, Wanted(show_all, served)))
@@ -12405,15 +12500,18 @@ def configure_command(app: App, part: str | None) -> None:
 @main.command("check")
 @click.argument("profiles", shell_complete=complete_profiles, nargs=-1, metavar="[PROFILE]...")
 @click.option("--offline", is_flag=True, help="Look at this machine and its files only.")
+@click.option("--notify", is_flag=True, help="Send a test through every channel of agent.yaml.")
 @_json_option
 @click.pass_obj
-def check_command(app: App, profiles: tuple[str, ...], offline: bool, as_json: bool) -> None:
-    """Tell what a run would trip over, and what mends it; changes nothing.
+def check_command(
+    app: App, profiles: tuple[str, ...], offline: bool, notify: bool, as_json: bool
+) -> None:
+    """Tell what a run would trip over, and what mends it.
 
-    -v shows what is well, too.
+    Changes nothing. -v shows what is well, too.
     """
     session = Session(app, "check", as_json=as_json)
-    session.run(lambda s: examine(s, profiles, offline=offline))
+    session.run(lambda s: examine(s, profiles, offline=offline, notify=notify))
 
 
 STATUS_FORMATS: Mapping[str, Callable[[Overview], str]] = {
@@ -12520,7 +12618,9 @@ def show_agreement(home: pathlib.Path, interrupt: Interrupt, *, accept: bool) ->
     agreement = read_agreement()
     store = Store(home)
     store.prepare()
-    if accept or accepts_by_environment():
+    if known := store.acceptance(agreement):
+        click.echo(f"The licence agreement (LICENSE.txt) was {one_line(known)}.")
+    elif accept or accepts_by_environment():
         store.accept(agreement, "eula --accept" if accept else "CITRIXAGENT_ACCEPT_EULA")
         click.echo("The licence agreement is accepted.")
     elif is_terminal(sys.stdin):
@@ -12529,8 +12629,7 @@ def show_agreement(home: pathlib.Path, interrupt: Interrupt, *, accept: bool) ->
         store.accept(agreement, "asked")
     else:
         click.echo(agreement.decode(errors="replace"))
-        if not store.has_accepted(agreement):
-            raise AgentError("agreement", not_accepted_text(home))
+        raise AgentError("agreement", not_accepted_text(home))
 
 
 @main.command("eula")

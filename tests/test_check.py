@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
+import json
 import os
 import pathlib
 import re
@@ -18,6 +19,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
+import time_machine
 import yaml
 from conftest import CLIENT_SECRET, PASSWORD, Lab
 from cryptography import x509
@@ -28,6 +30,7 @@ from simulators.ca import hierarchy, to_pem
 from simulators.netscaler import Binding, NetScaler
 from simulators.reissue import reissued
 from simulators.scm import Scm
+from simulators.server import HttpsServer
 from test_discover import leaf, private_pem, serve
 
 Document = dict[str, Any]
@@ -106,6 +109,11 @@ def writes_of(lab: Lab) -> list[str]:
 def state_of(lab: Lab) -> dict[str, bytes]:
     files = [path for path in lab.home.rglob("*") if path.is_file()]
     return {str(path): path.read_bytes() for path in files if "citrixagent.log" not in path.name}
+
+
+def finish(steps: Planted, remedy: str) -> None:
+    with contextlib.suppress(StopIteration):
+        steps.send(remedy)
 
 
 # ----- The planted faults ----------------------------------------------------------------------
@@ -440,6 +448,46 @@ for look, how in {
     refused(look, how)
 
 
+def clock(server: HttpsServer, **ahead: int) -> Planted:
+    """Have a server say another time."""
+    server.clock = lambda: dt.datetime.now(dt.timezone.utc) - dt.timedelta(**ahead)
+    yield
+    server.clock = None
+
+
+@planted("warn", "scm", "this machine's clock is 10 minutes ahead of", "have both set by NTP")
+def clock_that_differs_from_that_of_scm(lab: Lab) -> Planted:
+    yield from clock(lab.scm.server, minutes=10)
+
+
+@planted("fail", "scm", "nothing is ordered until it is set")
+def clock_that_is_days_off(lab: Lab) -> Planted:
+    yield from clock(lab.scm.server, days=3)
+
+
+@planted("warn", "host", "this machine's clock is 10 minutes behind", "have both set by NTP")
+def clock_that_differs_from_that_of_the_appliance(lab: Lab) -> Planted:
+    yield from clock(lab.appliance.server, minutes=-10)
+
+
+@planted("warn", "scm", "others can read", "chmod")
+def secret_file_that_others_can_read(lab: Lab) -> Planted:
+    path = lab.write("open_secret", CLIENT_SECRET, mode=0o644)
+    steps = scm(lab, client_secret=None, client_secret_file="open_secret")
+    next(steps)
+    remedy = yield
+    shell(remedy)
+    assert path.stat().st_mode & 0o004 == 0
+    assert problems(lab) == (0, [])
+    finish(steps, "")
+    path.unlink()
+
+
+@planted("warn", "www", "others can read", "chmod")
+def password_file_that_others_can_read(lab: Lab) -> Planted:
+    yield from mode(lab.home / "ns_secret", 0o004)
+
+
 def servers(lab: Lab, name: str, kind: str = "load_balancing", **more: object) -> Planted:
     entries = [
         {"name": "vs_www", "type": "load_balancing"},
@@ -448,12 +496,12 @@ def servers(lab: Lab, name: str, kind: str = "load_balancing", **more: object) -
     yield from profile(lab, virtual_servers=entries)
 
 
-@planted("fail", "www", 'no load balancing virtual server "vs_wwv"')
+@planted("fail", "www", 'no load balancing virtual server "vs_wwv"', 'did you mean "vs_www"')
 def virtual_server_that_is_not_there(lab: Lab) -> Planted:
     yield from servers(lab, "vs_wwv")
 
 
-@planted("fail", "www", 'no load balancing virtual server "vs_gate"')
+@planted("fail", "www", 'virtual server "vs_gate"', "its type is gateway")
 def virtual_server_of_another_kind(lab: Lab) -> Planted:
     add(lab, "vs_gate", "gateway")
     yield from servers(lab, "vs_gate")
@@ -618,11 +666,6 @@ def put_back(lab: Lab, kept: dict[pathlib.Path, bytes]) -> None:
         path.unlink()
 
 
-def finish(steps: Planted, remedy: str) -> None:
-    with contextlib.suppress(StopIteration):
-        steps.send(remedy)
-
-
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_found_and_mended_by_its_remedy(well: Lab, name: str) -> None:
     expected, fault = FAULTS[name]
@@ -690,7 +733,9 @@ def test_problems_stand_last_and_say_what_mends_them(well: Lab) -> None:
     put_back(well, kept)
     words = [line.split()[0] for line in lines]
     assert words == sorted(words, key=["ok", "skip", "warn", "FAIL"].index)
-    assert lines[-1].startswith(f"FAIL  scm  {well.home}/scm.yaml: is missing: give url")
+    assert lines[-1].startswith(
+        f"FAIL  scm  {well.home}/scm.yaml: is missing: run citrixagent.py configure"
+    )
     warning = f"warn  {well.appliance.host}  citrix.verify is false: nothing proves that "
     assert any(line.startswith(warning) for line in lines)
 
@@ -759,6 +804,47 @@ def test_a_package_that_is_too_old_is_named(well: Lab, tmp_path: pathlib.Path) -
     (found,) = [each for each in outcome.document()["checks"] if each["status"] == "fail"]
     assert found["message"] == "click 8.0 is older than 8.1, which is needed"
     assert found["remedy"].endswith("-m pip install -U 'click>=8.1'")
+
+
+def test_a_schedule_that_stopped_is_told(well: Lab) -> None:
+    """A full run of the last 36 hours shows that something starts it."""
+    (well.home / "state" / "last-run.json").unlink(missing_ok=True)
+
+    def schedule() -> Document:
+        checks = well.json("check", "--offline").document()["checks"]
+        (found,) = [each for each in checks if each["name"] == "schedule"]
+        assert isinstance(found, dict)
+        return found
+
+    assert schedule()["status"] == "warn"
+    assert "cron or a timer" in schedule()["remedy"]
+    assert well("run").exit_code == 0
+    assert schedule()["status"] == "ok"
+    with time_machine.travel(dt.datetime.now(dt.timezone.utc) + dt.timedelta(hours=37)):
+        assert schedule()["status"] == "warn"
+
+
+def test_a_test_goes_through_every_channel(well: Lab, tmp_path: pathlib.Path) -> None:
+    """The program gets what a run gives it, with the command's name; what fails is told."""
+    program = tmp_path / "tell"
+    target = tmp_path / "told.json"
+    program.write_text(f"#!/bin/sh\ncat > {target}\n")
+    program.chmod(0o700)
+    kept = configuration(well)
+    well.write_yaml("agent.yaml", {"notify": {"command": str(program)}})
+    outcome = well.json("check", "--offline", "--notify")
+    assert outcome.exit_code == 0
+    document = json.loads(target.read_text())
+    assert (document["version"], document["command"]) == (1, "check")
+    assert document["checks"]
+    well.write_yaml("agent.yaml", {"ping_url": "http://127.0.0.1:1/x", "notify": {"command": "no"}})
+    outcome = well.json("check", "--offline", "--notify")
+    failed = {each["name"] for each in outcome.document()["checks"] if each["status"] == "fail"}
+    assert (outcome.exit_code, failed) == (1, {"command", "ping_url"})
+    (well.home / "agent.yaml").unlink()
+    put_back(well, kept)
+    skipped = well.json("check", "--offline", "--notify").document()["checks"]
+    assert any("no channel is set" in each["message"] for each in skipped)
 
 
 def test_a_dry_run_logs_in_to_scm(well: Lab) -> None:

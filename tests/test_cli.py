@@ -25,6 +25,8 @@ from simulators.ca import Authority, to_pem
 from simulators.certkeys import key_pem
 from simulators.server import Fault, Response
 
+import citrixagent
+
 
 @pytest.fixture
 def stranger(lab: Lab) -> Lab:
@@ -254,8 +256,8 @@ def test_the_proxy_of_the_environment_is_used_for_scm(
     error = lab.json("run").profile()["error"]
     assert error == {
         "kind": "unreachable",
-        "message": "SCM: the proxy does not connect: Connection refused: check its address and the "
-        "network between",
+        "message": f"SCM ({lab.scm.server.host}): the proxy does not connect: Connection refused: "
+        "check its address and the network between",
     }
     lab.write_scm(proxy="http://127.0.0.1:2")
     assert lab.json("run").profile()["error"]["kind"] == "unreachable"
@@ -681,3 +683,22 @@ def test_an_unexpected_error_of_one_profile_is_nobody_elses(lab: Lab) -> None:
     )
     assert lab("run").exit_code in {0, 1}
     assert PASSWORD not in (lab.home / "state" / "citrixagent.log").read_text()
+
+
+def test_eula_after_acceptance_says_when_and_by_whom_and_asks_nothing(lab: Lab) -> None:
+    told = json.loads((lab.home / "state" / "eula.json").read_text())
+    expected = f"was accepted at {told['accepted']} by {told['user']} (eula --accept)"
+    for arguments in ((), ("--accept",)):
+        outcome = lab("eula", *arguments)
+        assert (outcome.exit_code, expected in outcome.stdout) == (0, True)
+        assert len(outcome.stdout.splitlines()) == 1
+    code, shown = on_a_terminal(lab, "", "eula")
+    assert (code, expected in shown, "Accept?" in shown) == (0, True, False)
+
+
+def test_the_help_fits_a_screen(lab: Lab) -> None:
+    """24 lines of 80 columns, and a line for the prompt."""
+    for command in ([], *([name] for name in citrixagent.main.commands)):
+        lines = lab(*command, "--help").stdout.splitlines()
+        assert len(lines) < 24, command
+        assert max(map(len, lines)) <= 80, command

@@ -1018,13 +1018,16 @@ FILES = [
         "no profile",
         nothing,
         {},
-        ["profiles: holds no profile: copy example_cert_config.yaml into it"],
+        [
+            "profiles: holds no profile: run citrixagent.py configure or discover, or copy "
+            "example_cert_config.yaml into it"
+        ],
     ),
     Row(
         "no scm.yaml",
         no_scm,
         {},
-        ["scm.yaml: is missing: give url, client_id and client_secret in it"],
+        ["scm.yaml: is missing: run citrixagent.py configure, or copy the sample here"],
     ),
     Row("a folder for a file", folder, {}, [f"{WWW}: cannot be read: Is a directory"]),
     Row(
