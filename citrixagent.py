@@ -1815,26 +1815,72 @@ def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     return True
 
 
+def _preference(way: Sequence[x509.Certificate]) -> tuple[dt.datetime, int]:
+    """Return how good a way up is: until when it is valid, then how far up it is cross-signed."""
+    ends = [each.not_valid_after_utc for each in way]
+    crossed = sum(not _is_self_signed(each) for each in way)
+    return min(ends, default=dt.datetime.max.replace(tzinfo=dt.timezone.utc)), crossed
+
+
+def _identity(data: bytes) -> tuple[bytes, bytes]:
+    """Return name and key of a certificate: what it has in common with its cross-signed twins."""
+    from cryptography.hazmat.primitives import serialization
+
+    try:
+        found = _load(data)
+        key = found.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        return found.subject.public_bytes(), key
+    except Exception as error:  # noqa: BLE001 - the library has many words for what it cannot read
+        raise ValueError(str(error)) from None
+
+
+_FORKS = 3  # issuers of one certificate that are followed: a root and its cross-signed twins
+
+
+def _paths(
+    current: x509.Certificate, pool: Sequence[x509.Certificate], passed: Sequence[x509.Certificate]
+) -> Iterator[list[x509.Certificate]]:
+    """Yield the ways up from a certificate, each as far as it leads."""
+    above: list[x509.Certificate] = []
+    if not _is_self_signed(current) and len(passed) <= _MOST_ISSUERS + 1:
+        above = [each for each in pool if each not in passed and _signed(current, each)]
+        above.sort(key=lambda each: each.not_valid_after_utc, reverse=True)
+    if not above:
+        yield []
+    for issuer in above[:_FORKS]:
+        for way in _paths(issuer, pool, (*passed, issuer)):
+            yield [issuer, *way]
+
+
 def _issuers(leaf: x509.Certificate, pool: Sequence[x509.Certificate]) -> list[x509.Certificate]:
     """Return the intermediates above a leaf, nearest first.
 
-    Of several certificates for one issuer (a root and its cross-signed twin) the cross-signed one
-    is taken: it leads to an older root as well, which more clients trust.
+    Of several ways up (to a root, and over its cross-signed twin to an older one) the one is taken
+    that is valid longest where they differ, and none over a certificate that ends before the leaf
+    if there is another. Of equals the cross-signed one: more clients know where it leads.
     """
-    chain: list[x509.Certificate] = []
-    current = leaf
-    while current.issuer != current.subject:
-        above = [other for other in pool if other not in (leaf, *chain) and _signed(current, other)]
-        if not above:
-            break
-        current = min(above, key=_is_self_signed)
-        chain.append(current)
+    ways = list(_paths(leaf, pool, (leaf,)))
+    end = leaf.not_valid_after_utc
+    ways = [way for way in ways if all(c.not_valid_after_utc >= end for c in way)] or ways
+    shared = [each for each in ways[0] if all(each in way for way in ways)]
+    chain = max(ways, key=lambda way: _preference([each for each in way if each not in shared]))
     if not chain:
         raise AgentError(
             "mismatch",
             "SCM's answer does not hold the issuer of the certificate, or it does not fit",
         )
     return [certificate for certificate in chain if not _is_self_signed(certificate)]
+
+
+def missing_of(chain: Sequence[Certificate], shown: Iterable[bytes]) -> list[str]:
+    """Return the common names of the intermediates that are not presented, nor a twin of theirs."""
+    there = set()
+    for data in shown:
+        with contextlib.suppress(ValueError):
+            there.add(_identity(data))
+    return [each.common_name for each in chain[1:] if _identity(each.pem.encode()) not in there]
 
 
 def same_names(one: Certificate, other: Certificate) -> bool:
@@ -3382,29 +3428,49 @@ def make_pools(tls: Tls, proxy: str) -> urllib3.PoolManager:
 
 @dataclasses.dataclass(frozen=True)
 class Presented:
-    """What a TLS server presents: its certificate (DER), and how many it sends in all.
+    """What a TLS server presents, in DER: its certificate, and all that it sends.
 
-    How many it sends is not known where the TLS library does not tell (None).
+    What it sends is not known (empty) where the TLS library does not tell.
     """
 
     certificate: bytes
-    chain_length: int | None
+    chain: tuple[bytes, ...]
+
+    @property
+    def chain_length(self) -> int | None:
+        return len(self.chain) or None
 
 
-def _chain_length(tls: ssl.SSLSocket) -> int | None:
-    """Count what was sent; Python has a public way to that only since 3.13."""
+def _chain_of(tls: ssl.SSLSocket) -> tuple[bytes, ...]:
+    """Return what was sent, leaf first; Python has a public way to that only since 3.13."""
     for source in (tls, getattr(tls, "_sslobj", None)):
         if read := getattr(source, "get_unverified_chain", None):
-            return len(read() or ())
-    return None
+            found = read() or ()
+            return tuple(
+                each if isinstance(each, bytes) else ssl.PEM_cert_to_DER_cert(each.public_bytes())
+                for each in found
+            )
+    return ()
 
 
 def _shown(
     context: ssl.SSLContext, address: tuple[str, int], name: str | None, exchange: Exchange
 ) -> Presented:
-    wrap = functools.partial(context.wrap_socket, server_hostname=name)
+    """Shake hands; what was presented counts, however that ends.
+
+    A server that wants a certificate of its clients ends it, after it has presented its own.
+    """
+    wrap = functools.partial(
+        context.wrap_socket, server_hostname=name, do_handshake_on_connect=False
+    )
     with exchanging(exchange), _dial(*address) as connection, wrap(connection) as tls:
-        return Presented(tls.getpeercert(binary_form=True) or b"", _chain_length(tls))
+        try:
+            tls.do_handshake()
+        except ssl.SSLError:
+            if not (chain := _chain_of(tls)):
+                raise
+            return Presented(chain[0], chain)
+        return Presented(tls.getpeercert(binary_form=True) or b"", _chain_of(tls))
 
 
 def _presented(
@@ -6397,6 +6463,18 @@ class View:
         candidates = [own] if own else list(self.certkeys.values())
         return next((row for row in candidates if _holds(row, certificate)), None)
 
+    def issuer_of(self, row: CertKey) -> CertKey | None:
+        """Return the certkey that holds the issuer of another's certificate, by its name.
+
+        Of several the one is taken that is valid longest; the appliance compares the signature.
+        """
+        found = [
+            each
+            for each in self.certkeys.values()
+            if each.subject == row.issuer != each.issuer and each.name != row.name
+        ]
+        return max(found, key=lambda each: str(each.not_after), default=None)
+
     def is_bound(self, server: VirtualServer, certkey: str) -> bool:
         return any(
             binding.certkey == certkey and binding.sni == server.sni and not binding.ca
@@ -6690,7 +6768,7 @@ class Prover:
         self._view = view
         self._interrupt = interrupt
 
-    def wrong_at(self, server: VirtualServer, wanted: Certificate) -> tuple[str, bool]:
+    def wrong_at(self, server: VirtualServer, chain: Sequence[Certificate]) -> tuple[str, bool]:
         """Say what is wrong at a virtual server (empty: nothing), and whether it presented that.
 
         It is looked at a few times: an appliance takes a moment.
@@ -6704,7 +6782,7 @@ class Prover:
         found = ("", False)
         for _ in tries(self._interrupt):
             try:
-                found = self._compare(server, (host, port), wanted)
+                found = self._compare(server, (host, port), chain)
             except TimeoutError:
                 place = f'the virtual server "{server.name}" at {host}:{port}'
                 return f"{place} could not be verified: no answer in time", False
@@ -6721,25 +6799,28 @@ class Prover:
         return self._profile.subject.common_name.replace("*", "citrixagent", 1)
 
     def _compare(
-        self, server: VirtualServer, address: tuple[str, int], wanted: Certificate
+        self, server: VirtualServer, address: tuple[str, int], chain: Sequence[Certificate]
     ) -> tuple[str, bool]:
         """Say what is wrong; TimeoutError where waiting longer would be of no use."""
+        wanted = chain[0]
         name = None if not server.sni and self._view.has_sni(server) else self._server_name()
         place = f'the virtual server "{server.name}" at {address[0]}:{address[1]}'
         try:
-            der = presented_certificate(address, name, wanted.key_type, self._interrupt)
-            presented = read_certificate(der)
+            shown = presented(address, name, wanted.key_type, self._interrupt)
+            found = read_certificate(shown.certificate)
         except TimeoutError:
             raise
         except OSError as error:
             return f"{place} could not be verified: {_words(error)}", False
         except ValueError:
             return f"{place} could not be verified: it presents no certificate", False
-        if presented.serial == wanted.serial and wanted.pem in {"", presented.pem}:
-            return "", True
-        serial = shown_serial(presented.serial)
-        text = f"{place} presents another certificate (serial {serial}, {presented.common_name})"
-        return text, True
+        if found.serial != wanted.serial or wanted.pem not in {"", found.pem}:
+            serial = shown_serial(found.serial)
+            text = f"{place} presents another certificate (serial {serial}, {found.common_name})"
+            return text, True
+        missing = missing_of(chain, shown.chain) if shown.chain else []
+        text = f"{place} presents the certificate without {', '.join(missing)} of its chain"
+        return text * bool(missing), True
 
 
 # ----- 14. Ordering ---------------------------------------------------------------------------
@@ -7367,6 +7448,16 @@ class Binder:
             raise AgentError("appliance", text)
 
 
+def _is_to_link(lower: CertKey, upper: CertKey) -> bool:
+    """Tell whether an intermediate is to be linked to the next one.
+
+    A wrong link is mended where this tool made the certkey and somebody else made the link.
+    """
+    own = lower.name.startswith(_INTERMEDIATE_PREFIX)
+    is_theirs = own and not lower.link.startswith(_INTERMEDIATE_PREFIX)
+    return lower.link != upper.name and (not lower.link or is_theirs)
+
+
 class Installer:
     """From an issued certificate to one that is served: what touches what is in service.
 
@@ -7403,18 +7494,37 @@ class Installer:
         return chain_of(self._record, self.held())
 
     def is_linked(self) -> bool:
-        """Tell whether the certkey's chain is complete; one that is not ours is left as it is."""
+        """Tell whether the certkey's chain is complete, and whether it leads where it should.
+
+        Of a certificate that this tool did not order only its issuer is looked for. A wrong link
+        between certkeys that somebody else made is left as it is.
+        """
         row, chain = self._row, self.chain()
-        if row is None or len(chain) < 2 or row.serial != chain[0].serial:
+        if row is None or row.serial != chain[0].serial:
             return True
+        if len(chain) < 2:
+            return bool(row.link) or self._view.issuer_of(row) is None
         issuers = [self._view.find(certificate) for certificate in chain[1:]]
         first = issuers[0]
-        return bool(
-            all(issuers)
-            and first
-            and row.link == first.name
-            and all(issuer and issuer.link for issuer in issuers[:-1])
-        )
+        if not (first and all(issuers) and row.link == first.name):
+            return False
+        found = [issuer for issuer in issuers if issuer]
+        return not any(_is_to_link(*pair) for pair in itertools.pairwise(found))
+
+    def told_of_links(self) -> Iterator[str]:
+        """Say which links lead elsewhere and are not this tool's to mend, or cannot be made."""
+        row, chain = self._row, self.chain()
+        if row is None:
+            return
+        issuers = [issuer for issuer in map(self._view.find, chain[1:]) if issuer]
+        for lower, upper in itertools.pairwise(issuers):
+            if lower.link not in {"", upper.name}:
+                text = f'the certkey "{lower.name}" is linked to "{lower.link}", not to'
+                yield f'{text} "{upper.name}", which is next in the chain of {row.name}'
+        is_root = row.issuer == row.subject
+        if len(chain) < 2 and not (row.link or is_root or self._view.issuer_of(row)):
+            text = f'the certkey "{row.name}" is not linked, and its issuer is not on the appliance'
+            yield f"{text}: clients are presented the certificate alone"
 
     # Upload
 
@@ -7444,8 +7554,10 @@ class Installer:
                 self._upload_file(self._intermediate_file(certificate), certificate)
         for certificate in reversed(chain[1:]):
             row = self._view.find(certificate) or self._add_intermediate(certificate)
-            if rows and not row.link:
+            if rows and _is_to_link(row, rows[0]):
                 self._memory.touch()
+                if row.link:
+                    self._client.unlink(row.name)
                 self._client.link(row.name, rows[0].name)
                 row = self._read_back(row.name, certificate, rows[0].name)
             rows.insert(0, row)
@@ -7578,8 +7690,9 @@ class Installer:
     def _relink(self, chain: Sequence[Certificate], otherwise: str) -> None:
         """Link the certkey to its chain, or to ``otherwise`` where the chain is not known."""
         issuers = self._ensure_issuers(chain)
-        issuer = issuers[0].name if issuers else otherwise
         row = self._row
+        other = self._view.issuer_of(row) if row and not otherwise and len(chain) < 2 else None
+        issuer = issuers[0].name if issuers else otherwise or (other.name if other else "")
         if not issuer or issuer not in self._view.certkeys or (row and row.link == issuer):
             return
         self._memory.touch()
@@ -7620,7 +7733,7 @@ class Installer:
         """Compare what every virtual server presents with what was installed."""
         required = self._profile.handshake == "required"
         for server in self._profile.virtual_servers:
-            wrong, presented = self._prover.wrong_at(server, self.chain()[0])
+            wrong, presented = self._prover.wrong_at(server, self.chain())
             if wrong and required:
                 raise AgentError("verify", wrong + (self._undo() if presented else ""))
             if wrong:
@@ -8045,6 +8158,7 @@ class Work:
     def finish(self) -> None:
         """Complete the result once every step is done."""
         self.result.warnings += self._view.expiring(self.profile.certkey, utc_now())
+        self.result.warnings += self._installer.told_of_links()
         plan = self._plan
         if plan and plan.first and tuple(self._done) == plan.steps(self.profile):
             (leaf, *_) = self._installer.chain()
@@ -10856,7 +10970,7 @@ class ProfileLook:
 
     def _shake_hands(self, server: VirtualServer, certificate: Certificate) -> None:
         try:
-            wrong, _ = self._prover.wrong_at(server, certificate)
+            wrong, _ = self._prover.wrong_at(server, [certificate])
         except AgentError as error:
             wrong = error.message
         status: CheckStatus = "fail" if self._profile.handshake == "required" else "warn"

@@ -232,7 +232,10 @@ def test_a_brownfield_appliance_is_described(site: Lab) -> None:
             file.unlink()
     run = site.json("run", "--dry-run").document()
     assert run["errors"] == []
+    linked = [each for each in run["profiles"] if each["steps"][:1] == ["link"]]
+    assert {each["reason"] for each in linked} == {"its chain is not linked"}
     outcomes = {each["certkey"]: each["outcome"] for each in run["profiles"]}
+    outcomes |= {each["certkey"]: "unchanged" for each in linked}
     complete = {each["certkey"] for each in document["profiles"] if each["complete"]}
     assert outcomes.keys() == complete - {"a@b"}
     assert len(outcomes) > 30

@@ -736,7 +736,8 @@ def adopt_many(lab: Lab, number: int) -> None:
         block = lab.certificate()
         names = [block["common_name"], *block["subject_alternative_names"]]
         own = Authority().certify(key.public_key(), names, now, now + dt.timedelta(days=90))
-        lab.appliance.install(name, to_pem([own]), private_pem(key))
+        chain = [to_pem([each]) for each in Authority().path(own, ChainStyle(root=False))[1:]]
+        lab.appliance.install(name, to_pem([own]), private_pem(key), chain)
         lab.appliance.bind(name, name)
 
 

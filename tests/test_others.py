@@ -15,11 +15,13 @@ from conftest import PASSWORD, Lab
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from simulators.brownfield import PHRASE, Someone, der, encrypted, pem, pfx
-from simulators.ca import Authority
+from simulators.ca import Authority, ChainStyle, hierarchy, to_pem
 from simulators.certkeys import Use, key_pem
+from simulators.listener import Presented, VirtualServer
 from simulators.netscaler import CertKey, NetScaler, Variant, nitro_error
+from simulators.reissue import reissued
 from simulators.server import Fault, Request
-from test_run import install_own, is_write
+from test_run import common_names, install_own, is_write
 
 THEIRS = Someone("Another CA")
 WWW = ("www.example.com", "example.com", "192.0.2.10")
@@ -633,3 +635,118 @@ def test_a_second_appliance_is_as_full(lab: Lab) -> None:
         lab.write_profile()
         assert lab("run").exit_code == 0
         assert len(lab.scm.orders) == 2
+
+
+# ----- What is presented --------------------------------------------------------------------------
+
+REQUIRED = {"handshake": "required"}
+
+
+def chain_on(lab: Lab, *, linked_to: str = "") -> tuple[x509.Certificate, x509.Certificate]:
+    """Have the issuing CA and its cross-signed root there, installed by somebody else."""
+    leaf, _ = own_certificate()
+    _, issuing, cross = Authority().path(leaf, ChainStyle(root=False))
+    for name, certificate in (("their issuing", issuing), ("their cross", cross)):
+        lab.appliance.install(name, to_pem([certificate]))
+    if linked_to:
+        row = lab.appliance.certkeys["their issuing"]
+        lab.appliance.running.put(dataclasses.replace(row, link=linked_to))
+        lab.appliance.save()
+    return issuing, cross
+
+
+def test_a_link_of_somebody_else_that_leads_elsewhere_is_told(lab: Lab) -> None:
+    """The issuing CA is linked to the self-signed twin of the cross-signed root."""
+    twin = hierarchy()["Root E46"].certificate
+    lab.appliance.install("their root", to_pem([twin]))
+    chain_on(lab, linked_to="their root")
+    lab.write_profile(verification=REQUIRED)
+    told = 'the certkey "their issuing" is linked to "their root", not to "their cross"'
+    for _ in range(2):
+        outcome = lab.json("run")
+        assert outcome.exit_code == 0
+        assert [told in each for each in outcome.profile()["warnings"]] == [True]
+    assert lab.appliance.certkeys["their issuing"].link == "their root"
+
+
+def test_a_link_of_ours_that_leads_elsewhere_is_mended(lab: Lab) -> None:
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    twin = hierarchy()["Root E46"].certificate
+    lab.appliance.install("their root", to_pem([twin]))
+    running = lab.appliance.running
+    issuing = running.certkeys[str(running.certkeys["www"].link)]
+    running.put(dataclasses.replace(issuing, link="their root"))
+    lab.appliance.save()
+    assert lab.json("run").profile()["outcome"] == "repaired"
+    assert running.certkeys[issuing.name] == issuing
+    assert lab("run").text == ""
+
+
+def test_a_certificate_taken_over_without_a_link_is_linked(lab: Lab) -> None:
+    put(lab, "www", WWW, "vs_www", days=100)
+    lab.write_profile()
+    (told,) = lab.json("run").profile()["warnings"]
+    assert told.startswith(
+        'the certkey "www" is not linked, and its issuer is not on the appliance'
+    )
+    chain_on(lab)
+    assert lab.json("run").profile()["outcome"] == "repaired"
+    assert lab.appliance.certkeys["www"].link == "their issuing"
+    assert lab.json("run").profile()["warnings"] == []
+
+
+def test_a_leaf_alone_does_not_satisfy_where_a_handshake_is_required(lab: Lab) -> None:
+    """What is in front of the virtual server presents the right certificate and nothing else."""
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    certkey = lab.appliance.certkeys["www"]
+    front = VirtualServer("front", VS, sni=False)
+    key = certkey.private_key.decode()
+    front.present([Presented(certkey.pem, key, certkey.serial, certkey.domains)], [])
+    connect = "{}:{}".format(*front.address)
+    lab.write_profile(
+        virtual_servers=[{**on("vs_www")[0], "connect": connect}], verification=REQUIRED
+    )
+    lab.appliance.running.bindings.clear()
+    error = lab.json("run").profile()["error"]
+    front.stop()
+    assert error["kind"] == "verify"
+    assert "presents the certificate without CA DV E36, Root E46 of its chain" in error["message"]
+
+
+def test_a_server_that_wants_a_client_certificate_is_verified_all_the_same(lab: Lab) -> None:
+    server = lab.appliance.virtual_servers["vs_www"]
+    server.demand_client_certificate(pem(THEIRS.certificate).decode())
+    lab.write_profile(verification=REQUIRED)
+    outcome = lab.json("run")
+    assert (outcome.exit_code, outcome.profile()["outcome"]) == (0, "enrolled")
+
+
+@pytest.mark.parametrize(
+    ("cross_years", "root_years", "presented"),
+    [(10, 20, ["CA DV E36"]), (20, 10, ["CA DV E36", "Root E46"]), (0.1, 0.5, ["CA DV E36"])],
+)
+def test_of_two_ways_up_the_one_that_lasts_is_taken(
+    lab: Lab, cross_years: float, root_years: float, presented: list[str]
+) -> None:
+    """A root and its cross-signed twin are both in the answer."""
+    root, now = hierarchy()["Root E46"], dt.datetime.now(dt.timezone.utc)
+    year = dt.timedelta(days=365)
+    twin = reissued(root, now + root_years * year)
+    assert root.cross
+    usertrust = hierarchy()["USERTrust"]
+    cross = reissued(
+        dataclasses.replace(root, certificate=root.cross, issuer=usertrust),
+        now + cross_years * year,
+    )
+
+    def both(_: object, answer: str) -> str:
+        blocks = answer.split("-----END CERTIFICATE-----\n")
+        return "-----END CERTIFICATE-----\n".join([*blocks[:2], ""]) + to_pem([cross, twin])
+
+    lab.scm.tamper = both
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    chain = lab.appliance.virtual_servers["vs_www"].handshake()
+    assert common_names(chain)[1:] == presented

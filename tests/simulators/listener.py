@@ -103,6 +103,12 @@ class VirtualServer:
         """Return what a client is sent: the leaf, then the intermediates."""
         return presented_chain(*self.address, server_name, signatures)
 
+    def demand_client_certificate(self, authority_pem: str) -> None:
+        """Let nobody in without a certificate: in TLS 1.2 that ends the handshake."""
+        self._gate.maximum_version = ssl.TLSVersion.TLSv1_2
+        self._gate.load_verify_locations(cadata=authority_pem)
+        self._gate.verify_mode = ssl.CERT_REQUIRED
+
     def listen(self, port: int = 0) -> None:
         """Accept connections, on a free port unless one is given."""
         self._listener = _Listener(self._gate, port)
