@@ -407,7 +407,7 @@ def answer_unknown(lab: Lab, document: Document) -> None:
 
 @pytest.mark.parametrize(
     ("appliances", "each", "every"),
-    [(2, 3, 7), pytest.param(10, 20, 20, marks=pytest.mark.long)],
+    [(2, 2, 9), pytest.param(10, 20, 20, marks=pytest.mark.long)],
 )
 def test_a_fleet_gets_new_keys_though_the_command_is_killed_again_and_again(
     api: Lab, appliances: int, each: int, every: int
