@@ -21,6 +21,7 @@ from simulators.listener import Presented, VirtualServer
 from simulators.netscaler import CertKey, NetScaler, Variant, nitro_error
 from simulators.reissue import reissued
 from simulators.server import Fault, Request
+from test_crashes import Ground, set_timeouts
 from test_run import common_names, install_own, is_write
 
 THEIRS = Someone("Another CA")
@@ -750,3 +751,30 @@ def test_of_two_ways_up_the_one_that_lasts_is_taken(
     assert lab("run").exit_code == 0
     chain = lab.appliance.virtual_servers["vs_www"].handshake()
     assert common_names(chain)[1:] == presented
+
+
+@pytest.mark.parametrize("kind", ["reset", "lost", "hang", "garbled"])
+@pytest.mark.parametrize(
+    "every", [pytest.param(1, marks=pytest.mark.long), pytest.param(5, id="sample")]
+)
+def test_taking_over_survives_a_fault_at_every_request(hosting: Lab, kind: str, every: int) -> None:
+    """Once the order is placed its consent is on record: later runs need no option."""
+    server, command = hosting.appliance.server, ["run", "www", "--take-over"]
+    hosting.write_profile(virtual_servers=on("vs_sni", sni=True), citrix=hosting.citrix(timeout=2))
+    ground, first = Ground(hosting), len(server.requests)
+    assert hosting(*command).exit_code == 0
+    offset = ["reset", "lost", "hang", "garbled"].index(kind) % every
+    for index in range(offset, len(server.requests) - first, every):
+        ground.restore()
+        set_timeouts(hosting, 2)
+        orders = len(hosting.scm.orders)
+        server.faults.append(Fault(kind, len(server.requests) + 1 + index, seconds=3))
+        hosting(*command)
+        server.faults.clear()
+        for _ in range(2):
+            hosting(*(["run"] if len(hosting.scm.orders) > orders else command))
+        assert hosting("run").text == ""
+        assert [(e.certkey, e.sni) for e in hosting.appliance.bindings] == [("www", True)], index
+        assert hosting.record()["ended"] == []
+        assert len(hosting.scm.orders) == orders + 1
+        hosting.appliance.sessions.clear()
