@@ -18,7 +18,7 @@ import sys
 import time
 
 import pytest
-from conftest import PASSWORD, PROGRAM, Lab
+from conftest import PASSWORD, PROCESS, PROGRAM, Lab
 from cryptography.hazmat.primitives.asymmetric import ec
 from simulators import HUNG
 from simulators.ca import Authority, to_pem
@@ -93,7 +93,7 @@ def on_a_terminal(
     """
     parent, child = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, str(PROGRAM), "--home", str(lab.home), *arguments],
+        [*PROCESS, "--home", str(lab.home), *arguments],
         stdin=child,
         stdout=child,
         stderr=child,
@@ -554,7 +554,7 @@ def test_a_signal_ends_the_run_in_order(lab: Lab, number: int, code: int) -> Non
     lab.scm.approval = "manual"
     lab.write_profile(enrollment={"max_wait": 600})
     with subprocess.Popen(
-        [sys.executable, str(PROGRAM), "--home", str(lab.home), "run", "--json"],
+        [*PROCESS, "--home", str(lab.home), "run", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -575,7 +575,7 @@ def test_a_signal_ends_the_run_in_order(lab: Lab, number: int, code: int) -> Non
 def test_what_was_not_looked_at_when_a_signal_came_says_so(lab: Lab) -> None:
     lab.write_profile()
     with subprocess.Popen(
-        [sys.executable, str(PROGRAM), "--home", str(lab.home), "run", "--json"],
+        [*PROCESS, "--home", str(lab.home), "run", "--json"],
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
@@ -591,7 +591,7 @@ def test_what_was_not_looked_at_when_a_signal_came_says_so(lab: Lab) -> None:
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams_are_no_reason_to_fail(lab: Lab, closed: str) -> None:
     lab.write_profile()
-    command = shlex.join([sys.executable, str(PROGRAM), "--home", str(lab.home), "run"])
+    command = shlex.join([*PROCESS, "--home", str(lab.home), "run"])
     done = subprocess.run(
         ["/bin/sh", "-c", f"{command} {closed}"], capture_output=True, check=False
     )
@@ -601,7 +601,7 @@ def test_closed_standard_streams_are_no_reason_to_fail(lab: Lab, closed: str) ->
 
 def test_output_that_cannot_be_written_changes_no_exit_code(lab: Lab) -> None:
     lab.write_profile()
-    command = shlex.join([sys.executable, str(PROGRAM), "--home", str(lab.home), "run"])
+    command = shlex.join([*PROCESS, "--home", str(lab.home), "run"])
     done = subprocess.run(
         ["/bin/sh", "-c", f"{command} >/dev/full"], capture_output=True, check=False
     )
@@ -627,7 +627,7 @@ def test_a_signal_while_the_appliance_is_looked_at_is_told(lab: Lab, part: str) 
     """Not as a profile that is well."""
     lab.write_profile()
     with subprocess.Popen(
-        [sys.executable, str(PROGRAM), "--home", str(lab.home), "run", "--json"],
+        [*PROCESS, "--home", str(lab.home), "run", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -649,7 +649,7 @@ def test_a_signal_while_the_appliance_is_looked_at_is_told(lab: Lab, part: str) 
 def test_a_signal_while_the_order_is_sent_loses_nothing(lab: Lab) -> None:
     lab.write_profile()
     with subprocess.Popen(
-        [sys.executable, str(PROGRAM), "--home", str(lab.home), "run"],
+        [*PROCESS, "--home", str(lab.home), "run"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

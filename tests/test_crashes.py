@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from conftest import PROGRAM, Document, Lab, Outcome
+from conftest import PROCESS, PROGRAM, Document, Lab, Outcome
 from simulators import HUNG
 from simulators.netscaler import NetScaler, Variant
 from simulators.scm import Order, Scm
@@ -554,9 +554,11 @@ def start(
     lab: Lab, limit: int | None = None, command: Sequence[str] = ("run",)
 ) -> subprocess.Popen[str]:
     """Start a run as a process of its own; ``limit``: no file of it can grow beyond."""
-    cramped = [] if limit is None else ["-c", CRAMPED, str(limit)]
+    program = PROCESS
+    if limit is not None:
+        program = (sys.executable, "-c", CRAMPED, str(limit), str(PROGRAM))
     return subprocess.Popen(
-        [sys.executable, *cramped, str(PROGRAM), "--home", str(lab.home), *command, "--json"],
+        [*program, "--home", str(lab.home), *command, "--json"],
         env={},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

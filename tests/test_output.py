@@ -7,10 +7,9 @@ import os
 import pty
 import re
 import subprocess
-import sys
 
 import pytest
-from conftest import PROGRAM, Lab
+from conftest import PROCESS, Lab
 from simulators import HUNG
 from simulators.server import Fault, Response
 
@@ -25,7 +24,7 @@ def on_a_terminal(
     os.set_blocking(parent, True)
     subprocess.run(["stty", "cols", str(columns)], stdin=child, check=True)
     with subprocess.Popen(
-        [sys.executable, str(PROGRAM), "--home", str(lab.home), *arguments],
+        [*PROCESS, "--home", str(lab.home), *arguments],
         stdin=child,
         stdout=child,
         stderr=child,

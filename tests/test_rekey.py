@@ -8,13 +8,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 
 import pytest
 import time_machine
-from conftest import PASSWORD, PROGRAM, Document, Lab
+from conftest import PASSWORD, PROCESS, Document, Lab
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from simulators import HUNG
@@ -382,7 +381,7 @@ def key_of(csr: x509.CertificateSigningRequest) -> bytes:
 
 def start(lab: Lab, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(PROGRAM), "--home", str(lab.home), *arguments],
+        [*PROCESS, "--home", str(lab.home), *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -24,7 +24,7 @@ import time_machine
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword
 from aiosmtpd.smtp import Session as SmtpSession
-from conftest import PROGRAM, Document, Lab
+from conftest import PROCESS, Document, Lab
 from prometheus_client.parser import text_string_to_metric_families
 from simulators import HUNG
 from simulators.server import (
@@ -458,7 +458,7 @@ def test_a_signal_ends_a_program_that_hangs_and_its_children(told: Lab) -> None:
     )
     settings(told, notify={"when": "always", "command": program(told, code)})
     with subprocess.Popen(
-        [sys.executable, str(PROGRAM), "--home", str(told.home), "run", "--json"],
+        [*PROCESS, "--home", str(told.home), "run", "--json"],
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
@@ -681,7 +681,7 @@ def test_output_that_cannot_be_printed_keeps_nobody_from_being_told(told: Lab) -
     settings(told, notify={"when": "always", "command": program(told, RECORD)})
     with pathlib.Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, str(PROGRAM), "--home", str(told.home), "run"],
+            [*PROCESS, "--home", str(told.home), "run"],
             stdout=full,
             stderr=subprocess.PIPE,
             check=False,
@@ -733,7 +733,7 @@ def test_a_run_that_is_stopped_tells_nobody(told: Lab) -> None:
             ping_url=f"{server.url}/ping",
         )
         with subprocess.Popen(
-            [sys.executable, str(PROGRAM), "--home", str(told.home), "run"],
+            [*PROCESS, "--home", str(told.home), "run"],
             stdout=subprocess.DEVNULL,
         ) as process:
             while not told.scm.orders:

@@ -7,13 +7,12 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 import yaml
-from conftest import PROGRAM, Lab
+from conftest import PROCESS, Lab
 from simulators import HUNG
 from simulators.netscaler import NetScaler
 from simulators.server import BareListener, Fault, HttpsServer, Request, Response
@@ -89,7 +88,7 @@ def limited(lab: Lab, system: str, timeout: int = TIMEOUT) -> HttpsServer:
 def ended(lab: Lab, *command: str) -> tuple[int, str]:
     """Run the program as a process that must come to an end; return its code and its output."""
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), "--home", str(lab.home), *command, "--json"],
+        [*PROCESS, "--home", str(lab.home), *command, "--json"],
         capture_output=True,
         text=True,
         timeout=HUNG,
@@ -249,7 +248,7 @@ def test_a_signal_ends_all_requests_that_are_under_way(
         matches: Callable[[Request], bool] = lambda each: "sslcertkey?" in str(each)  # noqa: E731
         appliance.server.faults.append(Fault(kind, stage=stage, seconds=600, matches=matches))
     with subprocess.Popen(
-        [sys.executable, str(PROGRAM), "--home", str(lab.home), "run", "--json"],
+        [*PROCESS, "--home", str(lab.home), "run", "--json"],
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
@@ -272,7 +271,7 @@ def test_a_signal_while_an_order_drips_leaves_its_outcome_unknown(lab: Lab) -> N
         )
     )
     with subprocess.Popen(
-        [sys.executable, str(PROGRAM), "--home", str(lab.home), "run", "--json"],
+        [*PROCESS, "--home", str(lab.home), "run", "--json"],
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
