@@ -7802,9 +7802,11 @@ class Lookout:
     def look(self, seen: Observed, steps: Sequence[Step], *, is_rollback: bool) -> None:
         """Raise AgentError for what cannot go well; warn of what cannot be undone."""
         profile, view = self._profile, self._view
+        # What is served is renewed all the same: one place that is not free is refused at the end.
+        is_served = len(seen.unbound) < len(profile.virtual_servers) and Step.INSTALL in steps
         for server in profile.virtual_servers if seen.unbound else ():
             view.virtual_server(server)
-            if not view.is_bound(server, profile.certkey):
+            if not (view.is_bound(server, profile.certkey) or is_served):
                 view.check_free(server)
         if Step.ORDER in steps:
             self._look_before_order()

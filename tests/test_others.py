@@ -405,6 +405,17 @@ def test_a_virtual_server_that_holds_a_bundle_is_not_free(lab: Lab) -> None:
     assert lab("run").exit_code == 0
 
 
+def test_a_bundle_does_not_keep_what_is_served_from_being_renewed(lab: Lab) -> None:
+    modern(lab)
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    lab.appliance.add_virtual_server("vs_bundle", VS, bundle="their_bundle")
+    lab.write_profile(virtual_servers=on("vs_www", "vs_bundle"))
+    error = lab.json("renew", "www").profile()["error"]
+    assert "NITRO 3777" in error["message"]
+    assert lab.appliance.virtual_servers["vs_www"].handshake()[0] == lab.scm.orders[1].leaf
+
+
 @pytest.mark.parametrize("on_profile", [True, False])
 def test_sni_may_be_a_matter_of_the_ssl_profile(lab: Lab, on_profile: bool) -> None:
     server = lab.appliance.add_virtual_server("vs_p", VS, sni=on_profile, profile="front")
