@@ -4094,7 +4094,7 @@ class NetScaler:
         self._token = ""
         self.warnings: list[str] = []  # what was done, but not everywhere
         self._is_watched = False  # a node of an HA pair: its role is looked at before every write
-        self._is_changed = False  # its configuration was written and not saved in this session
+        self._is_changed = False  # its configuration was written and not saved since the login
         self._is_lost = False  # it may have restarted, without what was not saved
 
     # Session
