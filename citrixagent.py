@@ -6435,6 +6435,7 @@ class View:
             return
         if self.client.is_pair:
             self.client.sync_files()
+            self.client.check_role()  # what a standby node was told to copy is not copied
         elif self._in_cluster():
             self.client.sync_files(cluster=True)
         self._is_synced = True
@@ -7066,8 +7067,21 @@ class Ordering:
             return
         if not self._job.run.dry_run:
             self._prepare_scm()
-        if not (plan.resumes or self._job.run.intent.force):
+        if plan.resumes:
+            self._check_key()
+        elif not self._job.run.intent.force:
             self._check_record()
+
+    def _check_key(self) -> None:
+        """Give up a change that was not sent where its key is not on this node; AgentError then.
+
+        After a failover it may be on the other node only, and would be paid for in vain.
+        """
+        new, names = self._change.new, self._view.file_names()
+        if self._change.key_created and names and new.key_file not in names:
+            self._memory.keep(give_up(self._record))
+            text = f"{self._view.client.host}: the key {new.key_file} is not there"
+            raise AgentError("appliance", f"{text}: the next run makes a new one")
 
     def _prepare_scm(self) -> None:
         for warning in self._scm.prepare(self._profile):
