@@ -4031,7 +4031,7 @@ def _policy(refused: str, appliance: Appliance) -> str:
                 f'allow it with: add system cmdPolicy {name} ALLOW "{pattern}" and: bind system '
                 f'user "{appliance.username}" {name} {110 + number}'
             )
-    return "give the account the command policy of README, section 6"
+    return "give the account the command policy of README, Rights and secrets"
 
 
 _ARGUMENT_KEYS: Mapping[str, str] = {  # in lower case, as releases differ
@@ -10894,7 +10894,7 @@ def _check_path(path: pathlib.Path, home: pathlib.Path, target: str, checks: Che
 
 
 def _check_schedule(store: Store, checks: Checks) -> None:
-    remedy = "have cron or a timer run it every night (README, section 1)"
+    remedy = "have cron or a timer run it every night (README, Quickstart)"
     with checks.trying(_MACHINE, "last-run.json", "state/last-run.json"):
         run = store.read_last_run().get("run")
         if not run:

@@ -88,7 +88,7 @@ def test_no_advice_goes_further_than_the_readme(lab: Lab, code: int, details: li
     lab.write_profile()
     kind, message = failed(lab)
     assert kind == "permission"
-    assert message.endswith(": give the account the command policy of README, section 6")
+    assert message.endswith(": give the account the command policy of README, Rights and secrets")
 
 
 def test_the_advice_names_the_folder_of_the_profile(lab: Lab) -> None:

@@ -6,6 +6,7 @@ import ast
 import functools
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,6 @@ import citrixagent
 
 README = (ROOT / "README.md").read_text()
 EXAMPLE = (ROOT / "example_cert_config.yaml").read_text()
-BLOCKS = re.findall(r"<!-- help: (\w+) -->\n```text\n(.*?)```\n<!-- /help -->", README, re.DOTALL)
 GETTERS = {"get", "pairs", "secret", "section", "sections", "value", "given"}
 
 
@@ -57,17 +57,91 @@ def profile_keys() -> set[str]:
     )
 
 
-@pytest.mark.parametrize(("command", "text"), BLOCKS, ids=[name for name, _ in BLOCKS])
-def test_the_help_in_the_readme_is_the_help(command: str, text: str) -> None:
-    arguments = [] if command == "main" else [command]
-    result = click.testing.CliRunner().invoke(
-        citrixagent.main, [*arguments, "--help"], prog_name="citrixagent.py", terminal_width=78
-    )
-    assert text == result.output
+def table(head: str) -> dict[str, str]:
+    """Return the rows of a table of README by their first cell; its head begins like this."""
+    lines = README[README.index(head) :].partition("\n\n")[0].splitlines()[2:]
+    return {first: rest for first, _, rest in (line[2:-2].partition(" | ") for line in lines)}
 
 
-def test_every_command_has_its_help_in_the_readme() -> None:
-    assert {name for name, _ in BLOCKS} == {"main", *citrixagent.main.commands}
+COMMANDS = {
+    usage.strip("`").split()[0]: row for usage, row in table("| command | what it does").items()
+}
+SHARED = table("| option | of | meaning |")
+
+
+def readme_options(command: str) -> set[str]:
+    """Return the options that README gives a command, in its own row or for several."""
+    told = set(re.findall(r"`(--[a-z-]+)(?: [A-Z]+)?`", COMMANDS[command]))
+    for options, row in SHARED.items():
+        whose = row.partition(" | ")[0]
+        if whose == "all" or f"`{command}`" in whose:
+            told |= set(re.findall(r"`(--?[a-z-]+)", options))
+    return told
+
+
+def options_of(command: click.Command) -> set[str]:
+    options = [each for each in command.params if isinstance(each, click.Option)]
+    return {name for option in options for name in option.opts} | {"-h", "--help"}
+
+
+def test_the_readme_has_every_command_and_no_other() -> None:
+    assert set(COMMANDS) == set(citrixagent.main.commands)
+
+
+@pytest.mark.parametrize("name", citrixagent.main.commands)
+def test_the_readme_has_every_option_of_a_command_and_no_other(name: str) -> None:
+    assert readme_options(name) - {"-vv"} == options_of(citrixagent.main.commands[name])
+
+
+def test_the_readme_has_every_option_of_the_program() -> None:
+    told = set(re.findall(r"`(--?[a-z-]+)", " ".join(SHARED)))
+    assert options_of(citrixagent.main) - told == set()
+
+
+@pytest.mark.parametrize("name", citrixagent.main.commands)
+def test_the_readme_tells_the_defaults_and_the_choices_of_options(name: str) -> None:
+    command = citrixagent.main.commands[name]
+    for option in command.params:
+        if isinstance(option.type, click.Choice):
+            assert [each for each in option.type.choices if f"`{each}`" not in COMMANDS[name]] == []
+        elif isinstance(option.default, int) and option.default > 1:
+            assert f"default {option.default}" in COMMANDS[name], option.name
+
+
+def test_the_help_of_every_command_is_shown() -> None:
+    for name in citrixagent.main.commands:
+        result = click.testing.CliRunner().invoke(citrixagent.main, [name, "--help"])
+        assert (result.exit_code, result.output[:6]) == (0, "Usage:")
+
+
+def command_lines() -> set[str]:
+    """Return what stands behind the program's name, in blocks and in sentences."""
+    text = re.sub(r"\$\([^)]*\)", "NAME", README)
+    found = re.findall(r"citrixagent\.py ([a-z-][^`\n>|;']*)", text)
+    return {line.strip() for line in found}
+
+
+@pytest.mark.parametrize("line", sorted(command_lines()))
+def test_a_command_line_in_the_readme_is_understood(line: str) -> None:
+    """It is taken apart like one that is typed; nothing is done."""
+    context = click.Context(citrixagent.main)
+    _, (name, *rest), _ = citrixagent.main.make_parser(context).parse_args(shlex.split(line))
+    citrixagent.main.commands[name].make_context(name, rest, parent=context)
+
+
+def test_every_command_has_an_example_that_is_understood() -> None:
+    for name, row in COMMANDS.items():
+        example = row.rpartition(" | ")[2]
+        assert re.fullmatch(rf"`citrixagent\.py (-v )?{name}( .+)?`", example)
+        assert example.strip("`").removeprefix("citrixagent.py ") in command_lines()
+
+
+def test_what_is_told_of_a_command_has_options_of_it() -> None:
+    """Where a sentence names a command with an option, the command has it."""
+    names = "|".join(citrixagent.main.commands)
+    for name, words in re.findall(rf"`({names})( [^`]+)`", README):
+        options = set(re.findall(r"(?<= )--?[a-z-]+", words))
+        assert options <= options_of(citrixagent.main.commands[name]), (name, words)
 
 
 def test_the_example_names_every_key() -> None:
@@ -120,17 +194,15 @@ def test_the_scm_file_as_shipped_only_lacks_what_is_to_be_filled_in(lab: Lab) ->
 
 def test_the_readme_explains_every_key() -> None:
     keys = profile_keys() | keys_of("parse_scm")
-    told = re.compile(r"(?:`(?:[a-z_]+\.)?|^### )([a-z_]+)(?:[`:.]|$)", re.MULTILINE)
-    missing = keys - set(told.findall(README))
-    assert missing == set()
+    told = {part for key in re.findall(r"`([a-z_.]+)`", README) for part in key.split(".")}
+    assert keys - told == set()
 
 
 def test_the_readme_shows_every_key_of_agent_yaml() -> None:
     keys = keys_of("parse_settings", "_parse_notify", "_parse_mail", "_parse_ping")
     assert {"defaults", "when", "to"} < keys
-    text = README[README.index("### agent.yaml") : README.index("## 5. Commands")]
-    text += README[README.index("Being told") :]
-    assert [key for key in keys if not re.search(rf"\b{key}(_file)?:|`{key}`", text)] == []
+    text = README[README.index("### agent.yaml") :].partition("\n## ")[0]
+    assert [key for key in keys if not re.search(rf"`([a-z]+\.)*{key}[`.]", text)] == []
 
 
 def test_the_readme_tells_every_exit_code_and_kind() -> None:
@@ -181,8 +253,19 @@ def test_the_units_in_the_readme_are_those_of_systemd(tmp_path: pathlib.Path) ->
     assert (done.returncode, told) == (0, []), done.stderr
 
 
+def test_the_readme_fits() -> None:
+    """It is short enough to be read, and no line of text is wider than 120 characters."""
+    lines = README.splitlines()
+    assert len(lines) <= 750
+    code = re.sub(r"^ *```.*?^ *```", "", README, flags=re.DOTALL | re.MULTILINE)
+    text = [line for line in code.splitlines() if not line.startswith("|")]
+    assert [line for line in text if len(line) > 120] == []
+
+
 def test_the_readme_leads_to_what_it_names() -> None:
-    """Each link inside leads to a heading."""
+    """Each link inside leads to a heading, each to a file leads to one that is there."""
+    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / link).is_file(), link
     headings = re.findall(r"^#+ (.+)$", README, re.MULTILINE)
     anchors = {re.sub(r"[^a-z0-9 _-]", "", each.lower()).replace(" ", "-") for each in headings}
     assert {link for link in re.findall(r"\]\(#([^)]+)\)", README) if link not in anchors} == set()
