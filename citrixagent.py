@@ -2686,7 +2686,7 @@ def _start(  # noqa: C901, PLR0911, PLR0912, PLR0915 - README's table, row by ro
     not_renewed = f"{left}, and renewal.auto_renew is false"
     # due, auto_renew: false, 7 days or less left
     if due and lapses(held, now):
-        text = f"{not_renewed}: run citrixagent.py enroll {shlex.quote(name)} before it expires"
+        text = f"{not_renewed}: run citrixagent.py enroll {shlex.quote(name)}"
         raise AgentError("state", text)
     plan = dataclasses.replace(_finish(profile, seen, left), notices=notices)
     # due, auto_renew: false

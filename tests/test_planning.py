@@ -831,7 +831,7 @@ SITUATIONS: dict[str, dict[str, Planned | Refused]] = {
     "due, auto_renew: false, 7 days or less left": {
         "to the second": Refused(
             "state",
-            "renewal.auto_renew is false: run citrixagent.py enroll www before it expires",
+            "renewal.auto_renew is false: run citrixagent.py enroll www",
             seen(certificate=certificate(7 * DAY)),
             wanted=NOT_RENEWED,
         ),
