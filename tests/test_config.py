@@ -1448,7 +1448,7 @@ RIGHT: list[tuple[str, Callable[..., None], Mapping[str, object]]] = [
     ("wildcard", certificate, {"common_name": "*.example.com"}),
     ("64 characters", certificate, {"common_name": f"{'x' * 30}.{'y' * 29}.com"}),
     ("addresses", certificate, {"subject_alternative_names": ["192.0.2.1", "2001:DB8::1"]}),
-    ("63 characters", certificate, {"name": "x" * 63}),
+    ("31 characters", certificate, {"name": "x" * 31}),
     ("all signs of a certkey", certificate, {"name": "_a#b.c d:e@f=g-h"}),
     ("small country", certificate, {"country": "gb", "email": "pki@example.com"}),
     ("no names", certificate, {"subject_alternative_names": None, "key_type": None}),

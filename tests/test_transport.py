@@ -31,6 +31,7 @@ ENDPOINTS = {
         "GET /nitro/v1/stat/hanode",
         "GET sslcertkey?PAGE",
         "GET sslvserver_sslcertkey_binding?bulkbindings=yes&PAGE",
+        "GET sslvserver_sslcertkeybundle_binding?bulkbindings=yes",
         "GET lbvserver?PAGE",
         "POST sslecdsakey?action=create",
         "POST sslcertreq?action=create",
