@@ -339,6 +339,97 @@ def test_a_second_appliance_and_a_profile_there(new: Lab) -> None:
         assert not second.sessions
 
 
+class Shell:
+    """A shell on a terminal of 80 columns, in which README's lines are typed."""
+
+    def __init__(self, folder: pathlib.Path, home: pathlib.Path, editor: str) -> None:
+        self.places = {"/etc/citrixagent": str(home), "/opt/citrixagent": str(PROGRAM.parent)}
+        for name, text in {
+            "citrixagent.py": f'exec "{sys.executable}" "{PROGRAM}" "$@"',
+            "editor": editor,
+        }.items():
+            (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+            (folder / name).chmod(0o700)
+        environment = {
+            "TERM": "dumb",
+            "LC_ALL": "C.UTF-8",
+            "PS1": "ready> ",
+            "PATH": f"{folder}:{os.environ['PATH']}",
+            "EDITOR": "editor",
+            "CITRIXAGENT_HOME": str(home),
+        }
+        self.child = pexpect.spawn(
+            "/bin/sh", ["-i"], env=environment, dimensions=(24, 80), timeout=40, encoding="utf-8"
+        )
+        self.child.expect_exact("ready> ")
+
+    def type(self, line: str) -> None:
+        for place, here in self.places.items():
+            line = line.replace(place, here)
+        self.child.sendline(line)
+
+    def output(self) -> str:
+        self.child.expect_exact("ready> ")
+        return str(self.child.before)
+
+    def paste(self, secret: str) -> None:
+        """Type a secret for ``cat``: itself, Enter, Ctrl-D."""
+        time.sleep(0.5)  # what is typed before the command reads is the shell's
+        self.child.sendline(secret)
+        self.child.sendeof()
+
+
+def test_by_hand_to_the_first_bound_certificate(new: Lab, tmp_path: pathlib.Path) -> None:
+    """README's lines, with a wrong password, an untrusted certificate and Ctrl-C on the way."""
+    readme = (PROGRAM.parent / "README.md").read_text()
+    lines = readme.partition("### By hand\n")[2].partition("```sh\n")[2].partition("```")[0]
+    *files, secrets, agreement, check = lines.splitlines()
+    trusted = f"token_url: {new.scm.token_url}\\nca_bundle: ca.pem"
+    editor = (
+        f"sed -i 's#^url:.*#url: {new.scm.url}\\n{trusted}#;s#your-client-id#client#' \"$1\"\n"
+        f"sed -i 's#^  host: .*#  host: {new.appliance.host}#' \"$2\""
+    )
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    shell = Shell(folder, new.home, editor)
+    for line in files:
+        shell.type(line)
+        assert "rror" not in shell.output()
+    shell.type(secrets)
+    shell.paste(CLIENT_SECRET)
+    shell.paste("mistyped")
+    shell.output()
+    shell.type(agreement)
+    shell.child.expect_exact("Accept? (yes, no)")
+    shell.child.sendintr()
+    shell.output()
+    shell.type(agreement)
+    shell.child.expect_exact("Accept? (yes, no)")
+    shell.child.sendline("yes")
+    shell.output()
+
+    shell.type(check)
+    found = re.search(r'fingerprint: "([0-9A-F:]{95})"', shell.output())
+    assert found
+    assert found[1] == new.appliance.server.fingerprint
+    profile = new.home / "profiles" / "www.yaml"
+    pinned = f'  fingerprint: "{found[1]}"\n  username:'
+    profile.write_text(profile.read_text().replace("  username:", pinned, 1))
+    shell.type(check)
+    assert "password" in shell.output()
+    shell.type("(umask" + secrets.rpartition("(umask")[2])
+    shell.paste(PASSWORD)
+    shell.output()
+    shell.type(check)
+    assert "0 FAIL" in shell.output()
+    shell.type("citrixagent.py run")
+    assert "www: enrolled" in shell.output()
+    assert new.appliance.virtual_servers["vs_www"].handshake()
+    shell.type("exit")
+    shell.child.expect(pexpect.EOF)
+    shell.child.close()
+
+
 def test_the_place_to_play(tmp_path: pathlib.Path) -> None:
     """`tests/demo --stay`: what its first words say to try works, and nothing stays running."""
     environment = {"TERM": "xterm", "PATH": os.environ["PATH"], "SHELL": "/bin/sh", "PS1": "$ "}

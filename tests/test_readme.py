@@ -262,6 +262,12 @@ def test_the_readme_fits() -> None:
     assert [line for line in text if len(line) > 120] == []
 
 
+def test_every_row_of_a_table_in_the_readme_has_a_cell_for_each_column() -> None:
+    for rows in re.findall(r"(?:^\|.*\n)+", README, re.MULTILINE):
+        head, *others = [re.split(r"(?<!\\)\|", row) for row in rows.splitlines()]
+        assert [row for row in others if len(row) != len(head)] == []
+
+
 def test_the_readme_leads_to_what_it_names() -> None:
     """Each link inside leads to a heading, each to a file leads to one that is there."""
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
