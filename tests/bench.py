@@ -135,8 +135,8 @@ class Appliance(Meter):
         row = self._appliance.install(name, pem, key_pem(key).decode(), chain)
         self._appliance.bind(f"vs_{name}", name)
         return agent.Generation(
-            f"{name}.key",
-            f"{name}.crt",
+            f"{name}-20260101000000.key",  # such names as the program gives: no others are read
+            f"{name}-20260101000000.crt",
             tuple(names),
             "ECDSA-P256",
             serial=agent.normal_serial(row.serial),
