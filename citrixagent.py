@@ -5606,6 +5606,10 @@ def _check_told(data: Document) -> None:
             parse_iso(each["at"] + 0 * each["level"])
 
 
+def no_home_text(home: pathlib.Path) -> str:
+    return f"there is no folder {home}: name one with --home"
+
+
 class Store:
     """The state folder: one record per profile, the agreement, the lock."""
 
@@ -5615,15 +5619,16 @@ class Store:
     def prepare(self) -> None:
         """Make the folder, for the owner alone, or see that it is his."""
         if not self.folder.parent.is_dir():
-            text = f"there is no folder {self.folder.parent}: name one with --home"
-            raise AgentError("config", text)
+            raise AgentError("config", no_home_text(self.folder.parent))
         try:
             with contextlib.suppress(FileExistsError):
                 self.folder.mkdir(mode=0o700)
                 self.folder.chmod(0o700)  # whatever the umask
             self._check(self.folder.stat())
         except OSError as error:
-            raise AgentError("state", f"{self.folder}: {error.strerror}") from None
+            me, home = user_name(os.geteuid()), self.folder.parent
+            text = f"{self.folder} cannot be made or used as {me}: {error.strerror}"
+            raise AgentError("state", f"{text}: let {me} write in {home}") from None
 
     def _check(self, made: os.stat_result) -> None:
         """Refuse a folder of somebody else, or one that others can write; close it to others."""
@@ -6066,7 +6071,15 @@ class OutlineSource(DiskSource):
 
 
 def _yaml_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    found = [path for path in folder.glob("*.y*ml") if path.suffix in {".yaml", ".yml"}]
+    """Return a folder's YAML files: none where it is missing, AgentError where nobody can tell."""
+    try:
+        found = list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        text = f"{folder}: cannot be read as {user_name(os.geteuid())}: {error.strerror}"
+        raise AgentError("config", text) from None
+    found = [path for path in found if path.suffix in {".yaml", ".yml"}]
     return sorted(path for path in found if not path.name.startswith("."))
 
 
@@ -6158,10 +6171,12 @@ class Home:
     @functools.cached_property
     def secret_variables(self) -> frozenset[str]:
         """The environment variables that hold secrets, and are nobody else's business."""
-        folders = (self._folder, self.path / "appliances")
-        files = [file for folder in folders for file in _yaml_files(folder)]
+        files = [self.path / "scm.yaml", self.path / "agent.yaml", *self._elsewhere]
+        for folder in (self._folder, self.path / "appliances"):
+            with contextlib.suppress(AgentError):
+                files += _yaml_files(folder)
         texts = []
-        for file in (self.path / "scm.yaml", self.path / "agent.yaml", *files, *self._elsewhere):
+        for file in files:
             with contextlib.suppress(OSError):
                 texts.append(read_file(file))
         return frozenset(secret_variables(texts))
@@ -8428,10 +8443,10 @@ def _mind_the_fuse(crews: Iterable[Crew], limit: int) -> None:
     works = [work for crew in crews for work in crew.orders()]
     if len(works) <= limit:
         return
-    fuse = (
+    fuse = (  # a run of all would say no more of them in a dry run
         f"{len(works)} orders would be placed, max_orders is {limit}: nothing was ordered that can "
-        "wait; see what would be done with citrixagent.py run --dry-run, then raise max_orders in "
-        "agent.yaml, or run the profiles by name"
+        f"wait; see what for with citrixagent.py run --dry-run {works[0].profile.name}, then raise "
+        "max_orders in agent.yaml, or run the profiles by name"
     )
     for work in works:
         work.blow(fuse)
@@ -10092,6 +10107,7 @@ class Session:
         self.settings: Settings | None = None
         self.proxy: str | None = None
         self.is_locked = False
+        self._has_state = False  # the state folder is there, and is this user's
         self._names = names
         self._tells = command in _TELLING and not dry_run
         self._is_fleet = command == "run" and not names
@@ -10169,7 +10185,7 @@ class Session:
         report.printed = Printed({**before, "": told.get("warnings", {})})
         report.tell()
         self._log_results()
-        if self._tells and code != ExitCode.LOCKED:
+        if self._tells and self._has_state and code != ExitCode.LOCKED:
             self._write_down(code)
         self._held.close()
         if self._tells and not self.context.interrupt.signal:
@@ -10240,7 +10256,8 @@ class Session:
             log.info("interrupted")
             return
         warnings = report.printed.since.get("", {})
-        if (after, warnings) != (told.get("channels", {}), told.get("warnings", {})):
+        known_as_told = (told.get("channels", {}), told.get("warnings", {}))
+        if self._has_state and (after, warnings) != known_as_told:
             try:
                 self.store.write_told({"channels": after, "warnings": warnings})
             except AgentError as error:
@@ -10262,8 +10279,9 @@ class Session:
 
     def require_agreement(self) -> None:
         """Have the agreement accepted: earlier, by the environment, or now on a terminal."""
-        agreement = read_agreement()
         self.store.prepare()
+        self._has_state = True
+        agreement = read_agreement()
         self.log_to_file()
         if self.store.has_accepted(agreement):
             return
@@ -11826,7 +11844,9 @@ _take_over_option = click.option(
 def _complete(folder: str, context: click.Context, word: str) -> list[str]:
     """Return the names of the files in a folder of the home that begin like a word."""
     home = context.find_root().params.get("home") or _PROGRAM.parent
-    return [path.stem for path in _yaml_files(home / folder) if path.stem.startswith(word)]
+    with contextlib.suppress(AgentError):
+        return [path.stem for path in _yaml_files(home / folder) if path.stem.startswith(word)]
+    return []
 
 
 def complete_profiles(context: click.Context, _argument: click.Parameter, word: str) -> list[str]:
@@ -12074,13 +12094,15 @@ class Listing:
             "state": "unmanaged",
             "renews": None,
         }
+        said = self._status(record, certificate)  # None where SCM is not asked
         if profile:
+            revoked = certificate.serial if certificate and said == "REVOKED" else None
             failed = profile.name in self._failed
-            stands = profile_standing(profile, record, certificate, failed=failed)
+            stands = profile_standing(profile, record, certificate, failed=failed, revoked=revoked)
             document |= {"state": stands.state, "renews": stands.renews}
         if self._wanted.served:
             document["served"] = [self._served(each, certificate, profile) for each in bound]
-            document["scm_status"] = self._status(record, certificate)
+            document["scm_status"] = said
         return document
 
     def _record(self, profile: Profile) -> Record:
@@ -12233,6 +12255,12 @@ def _shown_server(server: Document, served: Iterable[Document]) -> str:
     return f"{server['name']}{sni}" + (f" ({wrong[0]})" if wrong and wrong[0] else "")
 
 
+def _shown_order(order: Document) -> str:
+    """Return an order's id and state; what SCM said of one that it turned down names the id."""
+    number = order["cert_id"] or "?"
+    return f"{number} {order['status'].removeprefix(f'order {number} was ')}"
+
+
 _LIST_COLUMNS: Mapping[str, Callable[[Document], str]] = {
     "APPLIANCE": lambda each: each["appliance"],
     "CERTKEY": lambda each: each["certkey"],
@@ -12249,9 +12277,11 @@ _LIST_COLUMNS: Mapping[str, Callable[[Document], str]] = {
         or "-"
     ),
     "PROFILE": lambda each: each["profile"] or "-",
-    "ORDER": lambda each: (
-        f"{each['order']['cert_id'] or '?'} {each['order']['status']}" if each["order"] else "-"
-    ),
+    "ORDER": lambda each: _shown_order(each["order"]) if each["order"] else "-",
+}
+_SERVED_COLUMNS: Mapping[str, Callable[[Document], str]] = {
+    **_LIST_COLUMNS,
+    "SCM": lambda each: each["scm_status"] or "-",
 }
 _NARROWER = ("ISSUER", "NAMES", "BOUND-TO", "ORDER", "APPLIANCE", "CERTKEY", "PROFILE")
 
@@ -12266,9 +12296,10 @@ def list_certificates(session: Session, names: Sequence[str], wanted: Wanted) ->
     found.sort(key=lambda each: -math.inf if each["days_left"] is None else each["days_left"])
     report.certificates = found
     if not report.as_json and found:
-        rows = [[column(each) for column in _LIST_COLUMNS.values()] for each in found]
+        columns = _SERVED_COLUMNS if wanted.served else _LIST_COLUMNS
+        rows = [[column(each) for column in columns.values()] for each in found]
         room = terminal_width(sys.stdout)
-        for line in table([list(_LIST_COLUMNS), *rows], room, _NARROWER):
+        for line in table([list(columns), *rows], room, _NARROWER):
             report.console.say(line)
 
 
@@ -12663,8 +12694,13 @@ def check_status_options(limits: Limits, style: str | None, *, as_json: bool) ->
 def show_status(home: pathlib.Path, names: Sequence[str], limits: Limits, style: str) -> int:
     """Print what the last commands saw, from state/ alone; return the exit code."""
     redactor = Redactor()
+    if not home.is_dir():
+        raise AgentError("state", no_home_text(home))
     last_run = Store(home).read_last_run()
-    stems = dict.fromkeys(path.stem for path in Home(home, redactor).profile_files(names))
+    try:
+        stems = dict.fromkeys(path.stem for path in Home(home, redactor).profile_files(names))
+    except AgentError as error:
+        raise AgentError("state", error.message) from None
     seen = overview(stems, last_run, utc_now(), limits)
     if style in STATUS_FORMATS:
         click.echo(STATUS_FORMATS[style](seen), nl=False)

@@ -157,6 +157,14 @@ def test_eula_in_no_folder(lab: Lab) -> None:
     assert f"there is no folder {lab.home}/no" in outcome.stderr
 
 
+@pytest.mark.parametrize(("command", "code"), [("run", 3), ("check", 3), ("status", 1)])
+def test_a_home_that_is_missing_is_told_and_nothing_else(lab: Lab, command: str, code: int) -> None:
+    outcome = lab("--home", f"{lab.home}/no", command)
+    told = outcome.stderr.removeprefix("error: ")
+    assert told == f"there is no folder {lab.home}/no: name one with --home\n"
+    assert (outcome.exit_code, outcome.stdout) == (code, "")
+
+
 def test_the_agreement_is_recorded_as_it_stands_on_disk(lab: Lab, tmp_path: pathlib.Path) -> None:
     """Whatever its encoding and line ends: the hash is the one that sha256sum prints."""
     folder = tmp_path / "program"

@@ -151,7 +151,28 @@ def test_what_is_served_and_what_scm_says(lab: Lab) -> None:
     assert served["chain_length"] == len(lab.appliance.virtual_servers["vs_www"].handshake())
     assert each["scm_status"] == "ISSUED"
     assert "served" not in listed(lab)
-    assert lab("list", "--served").exit_code == 0
+    heads, row = lab("list", "--served").stdout.splitlines()
+    assert heads.endswith(" SCM")
+    assert row.endswith(" ISSUED")
+
+
+def test_what_scm_says_was_revoked_is_shown_as_revoked(lab: Lab) -> None:
+    lab.write_profile()
+    assert lab("run").exit_code == 0
+    lab.scm.revoke(lab.scm.orders[0], 4, "by hand")
+    found = listed(lab, "--served")
+    assert (found["scm_status"], found["state"], found["renews"]) == ("REVOKED", "revoked", None)
+
+
+def test_an_order_that_was_turned_down_is_named_once(lab: Lab) -> None:
+    lab.scm.approval = "manual"
+    lab.write_profile()
+    assert lab("run", "--wait", "0").exit_code == 5
+    lab.scm.orders[0].decline("no budget")
+    assert lab("run").exit_code == 1
+    shown = lab("list").stdout
+    assert shown.count(lab.record()["change"]["new"]["cert_id"]) == 1
+    assert "declined in SCM" in shown
 
 
 def test_what_is_served_to_strangers_certkeys_is_looked_at_too(lab: Lab) -> None:

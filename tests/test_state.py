@@ -118,6 +118,35 @@ def test_another_user_is_told_whose_it_is(public: Lab, command: tuple[str, ...])
     os.chown(state, 0, 0)
 
 
+@as_root
+def test_a_home_that_cannot_be_written_is_told_once(public: Lab) -> None:
+    public.home.chmod(0o755)
+    shutil.rmtree(public.home / "state")
+    outcome = run_limited(public, "run")
+    assert (outcome.exit_code, outcome.stdout) == (1, "")
+    assert outcome.stderr == (
+        f"error: {public.home}/state cannot be made or used as nobody: Permission denied: "
+        f"let nobody write in {public.home}\n"
+    )
+    assert not public.appliance.server.requests
+
+
+@as_root
+def test_profiles_that_cannot_be_listed_are_not_none(public: Lab) -> None:
+    """Neither is there nothing to do, nor is everything on the appliance unmanaged."""
+    give_away(public)
+    folder = public.home / "profiles"
+    os.chown(folder, 0, 0)
+    folder.chmod(0o700)
+    text = f"{folder}: cannot be read as nobody: Permission denied"
+    for command, code in (("run", 3), ("list", 3), ("check", 3), ("status", 1)):
+        outcome = run_limited(public, command)
+        assert (outcome.exit_code, text in outcome.stderr) == (code, True), outcome
+    outcome = run_limited(public, "status", "--format", "nagios")
+    assert (outcome.exit_code, text in outcome.stdout) == (3, True)
+    assert not public.appliance.server.requests
+
+
 @pytest.mark.parametrize("mode", [0o720, 0o702, 0o777])
 def test_a_folder_that_others_can_write_is_refused(lab: Lab, mode: int) -> None:
     state = lab.home / "state"

@@ -878,6 +878,8 @@ def test_a_run_that_would_order_too_much_orders_nothing(lab: Lab) -> None:
     dry = lab("run", "--dry-run")
     assert dry.exit_code == 1
     assert "(3 profiles: a, b, c): failed: 3 orders would be placed" in dry.stdout
+    assert "see what for with citrixagent.py run --dry-run a," in dry.stdout
+    assert "a: would enroll" in lab("run", "--dry-run", "a").stdout
     assert lab("run", "a", "b", "c").exit_code == 0
     assert len(lab.scm.orders) == 3
 
