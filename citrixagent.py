@@ -11877,6 +11877,13 @@ class Commands(click.Group):
 
     command_class = VerboseCommand
 
+    def main(self, *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as it is inherited
+        try:
+            return super().main(*arguments, **keywords)
+        except OSError as error:  # help and version are printed before a command is known
+            click.echo(f"error: the output cannot be written: {error.strerror}", err=True)
+            sys.exit(ExitCode.FAILED)
+
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as it is inherited
         try:
             return super().invoke(ctx)

@@ -596,6 +596,21 @@ def test_what_was_not_looked_at_when_a_signal_came_says_so(lab: Lab) -> None:
     assert (profile["outcome"], profile["error"]["message"]) == ("failed", text)
 
 
+@pytest.mark.parametrize("words", ["-h", "--version", "run -h", "eula", "status --json"])
+def test_what_cannot_be_printed_is_an_error_in_one_line(lab: Lab, words: str) -> None:
+    command = shlex.join([*PROCESS, "--home", str(lab.home)])
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{command} {words} >/dev/full"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.endswith("No space left on device\n")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams_are_no_reason_to_fail(lab: Lab, closed: str) -> None:
     lab.write_profile()
