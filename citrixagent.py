@@ -2912,6 +2912,17 @@ def preview(
     return [line, *(_differences(profile, certificate, ordered) if plan.action else ())]
 
 
+def taken_in_preview(profile: Profile, seen: Observed, plan: Plan, intent: Intent) -> list[str]:
+    """Say what a plan would take from others, with the consent that it has."""
+    change = seen.record.change if plan.resumes else None
+    consents = intent.take_over or (change is not None and change.take_over)
+    steps = plan.steps(profile)
+    if not consents or Step.BIND not in steps:
+        return []
+    taken = [each for each in seen.taken if Step.INSTALL in steps or not each.beside]
+    return [f"{each.text}: it would be taken over" for each in taken]
+
+
 STATES = ("not installed", "revoked", "declined", "pending", "rolled back", "failed", "due")
 """What may be said of a profile in one word; the first that fits counts, else it is "ok"."""
 
@@ -7920,6 +7931,8 @@ class Work:
         held = self._record.installed if _is_installed(seen) else None
         names = held.names if held else ()
         self._preview = preview(self.profile, plan, seen.certificate, names)
+        if self._run.dry_run:
+            self.result.warnings += taken_in_preview(self.profile, seen, plan, self._run.intent)
         self._plan = plan
 
     @property

@@ -261,6 +261,22 @@ def test_sni_certificates_for_other_names_are_no_obstacle(lab: Lab, other: dict[
     assert lab("run").exit_code == 0
 
 
+@pytest.mark.parametrize("sni", [False, True])
+def test_a_dry_run_names_what_would_be_taken(lab: Lab, sni: bool) -> None:
+    """Also with an open order that was placed with consent; without consent it is refused."""
+    put(lab, "theirs", WWW, "vs_place", sni=sni)
+    lab.write_profile(virtual_servers=on("vs_place", sni=sni))
+    assert lab.json("run", "--dry-run").profile()["outcome"] == "failed"
+    lab.scm.approval = "manual"
+    for words in (("www", "--take-over", "--dry-run"), ("www", "--take-over"), ("--dry-run",)):
+        outcome = lab.json("run", "--wait", "0", *words).profile()
+        told = [each for each in outcome["warnings"] if each.endswith("it would be taken over")]
+        assert ['the certkey "theirs" already' in each for each in told] == (
+            [True] if "--dry-run" in words else []
+        )
+    assert [(each.certkey, each.sni) for each in lab.appliance.bindings] == [("theirs", sni)]
+
+
 def test_an_sni_certificate_is_taken_over(hosting: Lab) -> None:
     outcome = hosting.json("run", "www", "--take-over").profile()
     assert outcome["outcome"] == "enrolled"
