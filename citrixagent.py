@@ -5533,7 +5533,7 @@ def _check_generation(made: Generation, *, is_read: bool) -> None:
         raise ValueError("text that no file or serial number has")
     if made.ours and not (made.names and made.key_type and bool(made.serial) == bool(made.pem)):
         raise ValueError("something of ours that is not known")
-    if made.ordered_at:
+    if made.ordered_at is not None:
         parse_iso(made.ordered_at)
     if is_read and made.pem and read_chain(made.pem)[0].serial != made.serial:
         raise ValueError("another certificate than the serial number says")
@@ -5547,7 +5547,7 @@ def _check_change(change: Change) -> None:
         raise ValueError("a rollback to nothing")
     if order is None:
         return
-    if order.sent:
+    if order.sent is not None:
         parse_iso(order.sent)
     steps = (order.csr, order.sent, new.cert_id, new.pem)
     if any(after and not before for before, after in itertools.pairwise(steps)):
