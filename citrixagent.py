@@ -7873,6 +7873,14 @@ class Lookout:
             self._result.warnings.append(f"{text}: {why}")
 
 
+def _lost_usages(held: Certificate | None, leaf: Certificate) -> Iterator[str]:
+    """Warn of key usages of the certificate in service that its successor does not have."""
+    lost = set(held.usages if held else ()) - set(leaf.usages)
+    if lost and leaf.usages:
+        text = f"the new certificate is not for {_listed(lost)}, which the one in service is for"
+        yield f"{text}: see SCM's certificate profile where it is needed"
+
+
 class Work:
     """One profile on its way through the pipeline: recall, observe, decide, advance, report."""
 
@@ -7890,10 +7898,10 @@ class Work:
         self._ordering = Ordering(self._job, scm)
         self._installer = Installer(self._job)
         self._plan: Plan | None = None
-        self._preview: list[str] = []
-        self._revoked: str | None = None  # the serial of what SCM says was revoked
         self._is_begun = False
+        self._preview: list[str] = []
         self._held: Certificate | None = None
+        self._revoked: str | None = None  # the serial of what SCM says was revoked
         self._todo: list[Step] = []
         self._done: list[Step] = []
 
@@ -7920,8 +7928,7 @@ class Work:
         plan = decide(self.profile, seen, self._run.intent)
         steps = plan.steps(self.profile)
         self.result.reason = plan.reason
-        self.result.warnings += plan.warnings
-        self.result.warnings += plan.notices
+        self.result.warnings += (*plan.warnings, *plan.notices)
         level = logging.INFO if steps else logging.DEBUG
         log.log(level, "%s: decided: %s: %s", self.profile.name, plan.outcome, plan.reason)
         if steps:
@@ -8115,15 +8122,7 @@ class Work:
         """Ask once whether the certificate is there."""
         if self._ordering.collect():
             self._did(Step.COLLECT)
-            self._warn_of_lost_usages(self._installer.chain()[0])
-
-    def _warn_of_lost_usages(self, leaf: Certificate) -> None:
-        lost = set(self._held.usages if self._held else ()) - set(leaf.usages)
-        if lost and leaf.usages:
-            text = (
-                f"the new certificate is not for {_listed(lost)}, which the one in service is for"
-            )
-            self.result.warnings.append(f"{text}: see SCM's certificate profile where it is needed")
+            self.result.warnings += _lost_usages(self._held, self._installer.chain()[0])
 
     def saved(self) -> None:
         """Take note that the appliance saved its configuration."""
