@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,9 @@ from simulators.netscaler import NetScaler
 from simulators.scm import Scm
 
 import citrixagent
+
+# Whoever starts the tests with nohup has it ignored, and so would the processes that they start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "citrixagent.py"
