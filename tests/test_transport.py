@@ -166,7 +166,7 @@ def test_a_connection_that_does_not_come_about_ends(lab: Lab, system: str, behav
         code, told = ended(lab, "run")
         assert listener.connections <= 1
     (profile,) = json.loads(told)["profiles"]
-    name = listener.host if system == "appliance" else "SCM"
+    name = listener.host if system == "appliance" else f"SCM ({listener.host})"
     text = f"{name}: no connection within 1 s: check its address and the network between"
     assert (code, profile["error"]) == (1, {"kind": "unreachable", "message": text})
     assert not lab.appliance.sessions
