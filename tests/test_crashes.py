@@ -485,7 +485,13 @@ def everywhere(points: Sequence[Point], _: str) -> Sequence[Point]:
 
 
 def run_matrix(
-    name: str, kinds: Sequence[str], try_one: Try, folder: pathlib.Path, choose: Choice = everywhere
+    name: str,
+    kinds: Sequence[str],
+    try_one: Try,
+    folder: pathlib.Path,
+    choose: Choice = everywhere,
+    *,
+    restarts: bool = False,
 ) -> None:
     """Try kinds of faults with the chosen requests of a scenario's clean run."""
     scenario, cases = SCENARIOS[name], 0
@@ -495,7 +501,7 @@ def run_matrix(
             for point in choose(points, kind):
                 with case(name, kind, point):
                     ground.restore()
-                    try_one(Trial(ground.lab, scenario), point, kind)
+                    try_one(Trial(ground.lab, scenario, restarts=restarts), point, kind)
                 cases += 1
     print(f"\n{name}, {', '.join(kinds)}: {cases} cases of {len(points)} requests")
 
@@ -740,21 +746,6 @@ def try_restart(trial: Trial, point: Point, moment: str) -> None:
     trial.check()
 
 
-def run_restarts(
-    name: str, moments: Sequence[str], folder: pathlib.Path, choose: Choice = everywhere
-) -> None:
-    scenario, cases = SCENARIOS[name], 0
-    with prepared(scenario, folder) as ground:
-        points = learn(ground, scenario)
-        for moment in moments:
-            for point in choose(points, moment):
-                with case(name, "restart", moment, point):
-                    ground.restore()
-                    try_restart(Trial(ground.lab, scenario, restarts=True), point, moment)
-                cases += 1
-    print(f"\n{name}, restart {', '.join(moments)}: {cases} cases of {len(points)} requests")
-
-
 MOMENTS = ("before", "after", "after, with a pause")
 
 
@@ -766,7 +757,7 @@ def test_the_appliance_restarts_at_a_sample_of_requests(name: str, tmp_path: pat
         save = next(n for n, point in enumerate(points) if "action=save" in point.call)
         return [points[save - 1], points[save], points[save + 1]][MOMENTS.index(moment) :][:2]
 
-    run_restarts(name, MOMENTS[:2], tmp_path, choose)
+    run_matrix(name, MOMENTS[:2], try_restart, tmp_path, choose, restarts=True)
 
 
 @pytest.mark.long
@@ -775,7 +766,7 @@ def test_the_appliance_restarts_at_a_sample_of_requests(name: str, tmp_path: pat
 def test_the_appliance_restarts_at_every_request(
     name: str, moment: str, tmp_path: pathlib.Path
 ) -> None:
-    run_restarts(name, [moment], tmp_path)
+    run_matrix(name, [moment], try_restart, tmp_path, restarts=True)
 
 
 # The operator's command again, after it was cut off
