@@ -3816,6 +3816,7 @@ _FILE_MISSING = frozenset({1632, 1639, 1647})
 _CERTIFICATE_REFUSED = frozenset({1536, 1537, 1538, 1547, 3628, 3827})
 _PAGE, _ROUND = 1000, 25  # rows
 _PAGES, _ROWS = 1000, 100_000  # of one list
+_ROLE_HOLDS = 2.0  # seconds for which a node of a pair is trusted to be what it was
 _LIST_PATIENCE = 10  # requests that take all of their time, for one list
 _EXISTS = 273
 _NO_CERTKEY = 1540
@@ -4104,7 +4105,9 @@ class NetScaler:
         self._transport = Transport(host, tls, timeout, context, slow_writes=True)
         self._token = ""
         self.warnings: list[str] = []  # what was done, but not everywhere
-        self._is_watched = False  # a node of an HA pair: its role is looked at before every write
+        self._is_watched = False  # a node of an HA pair: its role is looked at before it is written
+        self._primary_since = -math.inf  # when its role was looked at
+        self._is_trusted = False  # to have that role still, by the next request
         self._is_changed = False  # its configuration was written and not saved since the login
         self._is_lost = False  # it may have restarted, without what was not saved
 
@@ -4181,6 +4184,14 @@ class NetScaler:
             return False
         self._is_watched = True
         return str(rows[0].get("hacurmasterstate", "Primary")).lower() == "secondary"
+
+    def trust_role(self, *, again: bool) -> None:
+        """Have the role that was looked at do for one write more, where it is not old, or not.
+
+        Before any other write it is looked at anew. Where many profiles take the same step one look
+        does for several: what a node is told that has come to stand by is noticed by the next.
+        """
+        self._is_trusted = again
 
     def is_cluster(self) -> bool:
         rows = _rows(self._get("nsconfig", "show ns config"), "nsconfig")
@@ -4537,8 +4548,10 @@ class NetScaler:
 
     def _prepare(self, method: str, resource: str) -> None:
         self._check_session()
-        if method != "GET" and self._is_watched:
+        is_fresh = time.monotonic() - self._primary_since < _ROLE_HOLDS
+        if method != "GET" and self._is_watched and not (self._is_trusted and is_fresh):
             self.check_role()
+        self._is_trusted = False
         if method != "GET" and resource in _CONFIGURATION:
             self._is_changed = True
 
@@ -4554,9 +4567,11 @@ class NetScaler:
 
     def check_role(self) -> None:
         """Raise AgentError (standby) where this node of a pair is no longer the primary."""
+        start, self._primary_since = time.monotonic(), -math.inf
         if self.is_standby():
             text = f"{self.host} has become the standby node during this run"
             raise AgentError("standby", f"{text}: the next run goes on at the other node")
+        self._primary_since, self._is_trusted = start, True
 
     def _send(self, method: str, url: str, asked: str, body: Document | None) -> Document:
         headers = {"Accept": "application/json"}
@@ -6409,7 +6424,8 @@ class View:
         self._files: list[str] | None = None
         self._is_cluster: bool | None = None
         self._is_synced = False
-        self.lacks_files = False  # another node did not get them in this run
+        self._not_synced: NitroError | None = None  # why, until the files change again
+        self.lacks_files = False  # something was gone on with that another node did not get
         self._looks: dict[str, object] = {}  # what was looked at before an order, once for all
         self.refused_keys: dict[str, str] = {}  # kinds of key that the platform refused, and how
 
@@ -6449,22 +6465,30 @@ class View:
         self.client.logout()
 
     def files_changed(self) -> None:
-        self._is_synced = False
-
-    def do_without_sync(self) -> None:
-        """Leave the other nodes without the files that are there now."""
-        self._is_synced = self.lacks_files = True
+        self._is_synced, self._not_synced = False, None
 
     def sync(self) -> None:
-        """Have the other nodes of a pair or cluster get the files, where they may lack one."""
+        """Have the other nodes of a pair or cluster get the files, where they may lack one.
+
+        Once for the files of all profiles; so is what went wrong told to all.
+        """
         if self._is_synced:
             return
+        if self._not_synced:
+            raise self._not_synced
+        try:
+            self._sync()
+        except NitroError as error:
+            self._not_synced = error
+            raise
+        self._is_synced = True
+
+    def _sync(self) -> None:
         if self.client.is_pair:
             self.client.sync_files()
             self.client.check_role()  # what a standby node was told to copy is not copied
         elif self._in_cluster():
             self.client.sync_files(cluster=True)
-        self._is_synced = True
 
     def save(self) -> None:
         self.client.save()
@@ -6963,7 +6987,7 @@ class Job:
             held = known_certificate(self.memory.record, row) or from_row(row) if row else None
             if error.kind == "standby" or not (held and lapses(held, utc_now())):
                 raise
-            self.view.do_without_sync()
+            self.view.lacks_files = True
             why = f"{error.detail}, NITRO {error.code}" if isinstance(error, NitroError) else error
             text = (
                 f"{self.client.peer} did not get the files ({why}); it was gone on without it, "
@@ -8214,6 +8238,7 @@ class Work:
 
 _OWN_DESCRIPTORS, _DESCRIPTORS_EACH = 40, 6  # open files: of the process, of a thread
 
+_TOGETHER = (Step.CREATE_CSR, Step.ORDER, Step.INSTALL)  # before these, the others on a pair
 _FIRST_POLL, _LONGEST_POLL = 1.0, 30.0  # seconds between two questions for one certificate
 
 
@@ -8298,15 +8323,26 @@ class Crew:
 
     def _act(self) -> None:
         self._each(self._works, Work.begin)
-        self._each(self._works, lambda work: work.advance(Step.COLLECT, Step.SAVE))
+        self._advance(self._works, Step.COLLECT, Step.SAVE)
         self._collect()
         self._save()
-        self._each(self._works, Work.advance)
+        self._advance(self._works)
         self._each(self._works, Work.finish)
+
+    def _advance(self, works: Sequence[Work], *until: Step) -> None:
+        """Take profiles up to a step; on a pair all make their files before any is synchronized.
+
+        Elsewhere an order need not wait for the keys of others.
+        """
+        stops = _TOGETHER if self._view.client.is_pair else ()
+        for number in range(len(stops) + 1):
+            ends = (*stops[number:], *until)
+            self._each(works, operator.methodcaller("advance", *ends))
 
     def _each(self, works: Iterable[Work], do: Callable[[Work], None]) -> None:
         """Do the same with every profile that has not failed; one's failure is nobody else's."""
-        for work in works:
+        for number, work in enumerate(works):
+            self._view.client.trust_role(again=number > 0)
             if not work.has_failed:
                 self._guarded([work], functools.partial(do, work))
 
@@ -8338,7 +8374,7 @@ class Crew:
             longest = max(work.max_wait for work in waiting)
             self._run.progress(_waiting_text(waiting), longest - waited)
             self._each(waiting, lambda work: self._ask(work, trouble))
-            self._each(waiting, self._install_if_issued)
+            self._advance([work for work in waiting if not work.waits], Step.SAVE)
             over = [work for work in waiting if work.waits and waited >= work.max_wait]
             self._each(over, lambda work: _leave(work, trouble))
             limits = [work.max_wait for work in self._waiting()]
@@ -8356,11 +8392,6 @@ class Crew:
             if error.kind not in {"unreachable", "unavailable"}:
                 raise
             trouble[work.profile.name] = error  # it may pass while there is time to wait
-
-    @staticmethod
-    def _install_if_issued(work: Work) -> None:
-        if not work.waits:
-            work.advance(Step.SAVE)
 
     def _save(self) -> None:
         """Save once for all, also what a profile that failed has changed."""

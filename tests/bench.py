@@ -34,7 +34,8 @@ from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
 from simulators import ca, server  # noqa: E402
 from simulators.certkeys import key_pem  # noqa: E402
 from simulators.netscaler import NetScaler  # noqa: E402
-from simulators.scm import Scm  # noqa: E402
+from simulators.pair import HaPair  # noqa: E402
+from simulators.scm import Order, Scm  # noqa: E402
 
 import citrixagent as agent  # noqa: E402
 
@@ -43,6 +44,8 @@ KEY_TIME = 0.5  # seconds that making a key takes besides
 ISSUANCE = 20.0  # seconds from an order to its certificate
 FLEETS = ((1, 1), (1, 50), (20, 1), (20, 50))  # appliances, profiles on each
 ENROLLMENTS = (1, 10, 100)
+RENEWALS = 10  # on a pair
+WAITS = ((20, ISSUANCE, 2.0), (5, 90.0, 9.0))  # orders, seconds to issue, the goal of the lateness
 PROFILES = 1000
 REPEATS = 5
 PASSWORD = "password-of-the-appliance"
@@ -145,6 +148,33 @@ class Appliance(Meter):
         )
 
 
+class Pair(Meter):
+    """An HA pair with a virtual server for each profile; the active node is measured."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._pair = HaPair()
+        super().__init__(self._pair.a.server)
+        self._pair.add_user("citrixagent", PASSWORD)
+        for number, name in enumerate(names):
+            self._pair.add_virtual_server(f"vs_{name}", kind_of(number))
+        self._pair.start()
+
+    def host(self) -> str:
+        return f"[{self._pair.a.host}, {self._pair.b.host}]"
+
+    def calls(self, since: int) -> list[str]:
+        """Return what the active node was asked, but for its first requests."""
+        return self._pair.a.server.calls(since)
+
+
+@dataclasses.dataclass(frozen=True)
+class Waited:
+    """How an order was waited for: how long after its issue it was asked for, and how often."""
+
+    late: float
+    questions: int
+
+
 class Manager(Meter):
     """SCM, which takes its time to issue."""
 
@@ -154,9 +184,28 @@ class Manager(Meter):
         self._scm.add_client("client", SECRET)
         self._scm.issue_delay = ISSUANCE
         self._scm.server.start()
+        self._asked: list[tuple[float, str]] = []
 
     def addresses(self) -> tuple[str, str]:
         return self._scm.url, self._scm.token_url
+
+    def take(self, seconds: float) -> None:
+        """From now on, issue after so many seconds."""
+        self._scm.issue_delay = seconds
+
+    def _begin(self, request: server.Request) -> None:
+        super()._begin(request)
+        if request.method == "GET":
+            self._asked.append((time.time(), request.path))
+
+    def waited(self) -> list[Waited]:
+        """Return how each order was waited for."""
+        return [self._waited(order) for order in self._scm.orders]
+
+    def _waited(self, order: Order) -> Waited:
+        asked = [at for at, path in self._asked if f"/{order.cert_id}" in path]
+        issued = order.placed.timestamp() + order.issue_delay
+        return Waited(min(at for at in asked if at >= issued) - issued, len(asked))
 
 
 class Remote(Generic[T]):
@@ -178,6 +227,16 @@ class Remote(Generic[T]):
     def stop(self) -> None:
         self._process.terminate()
         self._process.join()
+
+
+@contextlib.contextmanager
+def stopping(make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Iterator[Remote[T]]:
+    """Have an object in a process of its own for a while."""
+    remote = Remote(functools.partial(make, *args, **kwargs))
+    try:
+        yield remote
+    finally:
+        remote.stop()
 
 
 def _serve(make: Callable[[], object], pipe: Connection) -> None:
@@ -276,9 +335,10 @@ class Spent:
     simulators: float = 0.0
 
 
-def run_program(home: pathlib.Path) -> Spent:
-    """Run the program as cron does; it must succeed."""
-    command = [sys.executable, str(ROOT / "citrixagent.py"), "--home", str(home), "run"]
+def run_program(home: pathlib.Path, *asked: str) -> Spent:
+    """Run the program as cron does, or as an operator; it must succeed."""
+    command = [sys.executable, str(ROOT / "citrixagent.py"), "--home", str(home)]
+    command += asked or ("run",)
     environment = {"PATH": os.defpath, "CITRIXAGENT_ACCEPT_EULA": "yes"}
     with tempfile.TemporaryFile("w+") as output:
         start = time.perf_counter()
@@ -324,6 +384,12 @@ class Fleet:
     def hurry(self) -> None:
         for remote in self._appliances:
             remote.ask(Appliance.hurry)()
+
+    def take(self, seconds: float) -> None:
+        self._scm.ask(Manager.take, seconds)()
+
+    def waited(self) -> list[Waited]:
+        return self._scm.ask(Manager.waited)()
 
     def run(self) -> Spent:
         self._usage()
@@ -512,6 +578,45 @@ def planning() -> Timer:
     return timer
 
 
+def lateness() -> None:
+    """Tell how long what was issued waits until it is asked for, and how often that is asked."""
+    print(f"\nOrders on one appliance, {KEY_TIME} s per key")
+    for number, seconds, goal in WAITS:
+        with fleet(1, number) as made:
+            made.take(seconds)
+            made.run()
+            waited = made.waited()
+        late = sum(each.late for each in waited) / number
+        most = max(each.late for each in waited)
+        asked = sum(each.questions for each in waited) / number
+        print(
+            f"  {number} of {seconds:.0f} s: {most:.1f} s late at most, {asked:.1f} questions each"
+        )
+        told("lateness, on average", f"{late:.1f} s", f"{goal} s", met=late <= goal)
+        every = sum(each.late + seconds for each in waited) / number / asked
+        told("a question for an order, every", f"{every:.1f} s", "5 s", met=every >= 5)
+
+
+def pair() -> None:
+    """Renew everything at once on an HA pair."""
+    names = [f"pair-{number}" for number in range(RENEWALS)]
+    with folder() as home, stopping(Manager) as scm, stopping(Pair, names) as both:
+        scm.ask(Manager.take, 0.0)()
+        home.scm(*scm.ask(Manager.addresses)())
+        home.appliance("pair", both.ask(Pair.host)())
+        home.profiles(names, " pair")
+        run_program(home.path)
+        before = len(both.ask(Pair.calls, 0)())
+        spent = run_program(home.path, "renew", *names)
+        calls = both.ask(Pair.calls, before)()
+    roles, syncs = (sum(part in call for call in calls) for part in ("stat/hanode", "hafiles"))
+    print(
+        f"\n{RENEWALS} renewals on an HA pair: {roles} looks at the role, {syncs} synchronizations"
+    )
+    print(f"  {spent.wall:.1f} s")
+    told("NITRO requests", str(len(calls)), "130", met=len(calls) <= 130)
+
+
 def config() -> None:
     """Read and plan in this process, with the program's own functions."""
     print(f"\n{PROFILES} profiles, in one process")
@@ -520,7 +625,13 @@ def config() -> None:
     planning().tell("planned, once", 0.5)
 
 
-PARTS: dict[str, Callable[[], None]] = {"idle": idle, "enroll": enroll, "config": config}
+PARTS: dict[str, Callable[[], None]] = {
+    "idle": idle,
+    "enroll": enroll,
+    "lateness": lateness,
+    "pair": pair,
+    "config": config,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,5 +16,5 @@ def test_the_benchmark_starts() -> None:
         text=True,
         check=True,
     )
-    assert "idle, enroll, config" in done.stdout
+    assert "idle, enroll, lateness, pair, config" in done.stdout
     assert not done.stderr

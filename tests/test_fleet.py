@@ -10,6 +10,7 @@ import itertools
 import pathlib
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -355,6 +356,92 @@ def test_a_failover_at_every_request(
     name: str, propagation: Literal["refuse", "silent"], tmp_path: pathlib.Path
 ) -> None:
     every_failover(name, tmp_path, variant=Variant(propagation=propagation))
+
+
+def with_many(ha: PairLab, number: int) -> list[str]:
+    """Give a pair so many profiles, all enrolled."""
+    (ha.lab.home / "profiles" / "www.yaml").unlink()
+    names = [f"p{index}" for index in range(number)]
+    for name in names:
+        ha.pair.add_virtual_server(name, "gateway")
+        hosts = [ha.pair.a.host, ha.pair.b.host]
+        ha.lab.write_profile(
+            name, citrix=ha.lab.citrix(host=hosts), virtual_servers=on(name, "gateway")
+        )
+    assert ha.lab("run").exit_code == 0
+    ha.pair.synchronize()
+    return names
+
+
+ROLE = "GET /nitro/v1/stat/hanode"
+SYNC = "POST hafiles?action=sync"
+
+
+def test_the_steps_of_many_on_a_pair(ha: PairLab) -> None:
+    """Their keys are synchronized once, their files too; a look at the role does for several."""
+    names = with_many(ha, 10)
+    asked = len(ha.pair.a.server.requests)
+    assert ha.lab("renew", *names).exit_code == 0
+    told = calls(ha.pair.a, asked)
+    assert len(told) <= 130
+    steps = [
+        ["POST sslecdsakey?action=create"] * 10,
+        ["POST sslcertreq?action=create", "GET systemfile"] * 10,
+        [SYNC],
+        ["POST systemfile"] * 10,
+        [SYNC],
+        [each for n in names for each in ("POST sslcertkey?action=update", f"GET sslcertkey/{n}")],
+        ["POST nsconfig?action=save"],
+        [f"GET sslcertkey/{n}" for n in names],
+        [CLOSING[0].replace("www", n) for n in names],
+        [CLOSING[1]],
+    ]
+    first = told.index("POST sslecdsakey?action=create")
+    without = [call for call in told[first:] if call not in {ROLE, "GET vpnvserver?PAGE"}]
+    assert without == list(itertools.chain.from_iterable(steps))
+    for step in steps:
+        if is_write(step[0]) and step != steps[-1]:
+            assert told[told.index(step[0], first) - 1] == ROLE
+    for sync in [number for number, call in enumerate(told) if call == SYNC]:
+        assert told[sync - 1] == told[sync + 1] == ROLE
+
+
+@pytest.mark.parametrize(
+    "write", ["ecdsakey?action=create", "/systemfile", "sslcertkey?action=update", "action=save"]
+)
+def test_a_failover_among_the_writes_of_many(ha: PairLab, write: str) -> None:
+    """What the node is told until its role is looked at again is done anew at the other."""
+    names = with_many(ha, 4)
+
+    def after(request: Request) -> None:
+        if request.method == "POST" and write in str(request) and ha.pair.primary is ha.pair.a:
+            ha.pair.failover()
+
+    ha.pair.a.server.after = after
+    outcome = ha.lab.json("renew", *names)
+    ha.pair.a.server.after = None
+    errors = [each["error"] for each in outcome.document()["profiles"]]
+    assert {error["kind"] for error in errors} == {"standby"}
+    assert len(ha.pair.a.standby_writes) < len(names)
+    assert len(ha.lab.scm.orders) == (4 if "key?action=create" in write else 8)
+    converged(ha.lab, 2, ha.configure_standby)
+    if len(ha.lab.scm.orders) == 4:
+        assert ha.lab("renew", *names).exit_code == 0
+    leaves = {order.leaf for order in ha.lab.scm.orders[4:]}
+    assert {ha.pair.b.virtual_servers[name].handshake()[0] for name in names} == leaves
+    assert missing_files(ha) == []
+    assert not ha.pair.b.standby_writes
+
+
+@pytest.mark.long
+def test_a_role_is_looked_at_again_after_two_seconds(ha: PairLab) -> None:
+    names = with_many(ha, 3)
+    ha.pair.a.server.before = lambda request: time.sleep(2.1 * ("ecdsakey" in request.path))
+    asked = len(ha.pair.a.server.requests)
+    assert ha.lab("renew", *names).exit_code == 0
+    told = calls(ha.pair.a, asked)
+    first = told.index("POST sslecdsakey?action=create")
+    assert told[first - 1 : first + 5] == [ROLE, told[first]] * 3
 
 
 # ----- Clusters -----------------------------------------------------------------------------------

@@ -67,6 +67,26 @@ def test_a_node_that_gets_no_files_stops_only_what_can_wait(
     assert ha.pair.primary.saved
 
 
+def test_beside_what_cannot_wait_the_others_wait(ha: PairLab) -> None:
+    """One synchronization that failed tells all of them, and the key of each is its own."""
+    ha.pair.add_virtual_server("vs_other", "gateway")
+    hosts = [ha.pair.a.host, ha.pair.b.host]
+    servers = [{"name": "vs_other", "type": "gateway"}]
+    ha.lab.write_profile("later", citrix=ha.lab.citrix(host=hosts), virtual_servers=servers)
+    assert ha.lab("run", "later").exit_code == 0
+    age(ha.lab, 195)
+    assert ha.lab("run", "www").exit_code == 0
+    age(ha.lab, 0)
+    dead(ha.pair)
+    asked = len(ha.pair.a.server.requests)
+    outcome = ha.lab.json("renew", "later", "www")
+    later, www = outcome.document()["profiles"]
+    assert (later["error"]["kind"], www["outcome"]) == ("appliance", "renewed")
+    assert [order.action for order in ha.lab.scm.orders] == ["enroll", "enroll", "renew"]
+    syncs = [call for call in ha.pair.a.server.calls(asked) if "hafiles" in call]
+    assert len(syncs) == 2
+
+
 def test_a_node_that_answers_and_lacks_the_files_is_waited_for(ha: PairLab) -> None:
     """What is ordered is installed once it has them; another order would fare no better."""
     age(ha.lab, 195)
