@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["click>=8.1", "cryptography>=42", "PyYAML>=6.0", "requests>=2.31"]
+# dependencies = ["click>=8.1.6", "cryptography>=42", "PyYAML>=6.0", "requests>=2.31"]
 # ///
 """Certificates from Sectigo Certificate Manager (SCM) on Citrix NetScaler, kept valid for good.
 
@@ -70,9 +70,9 @@ import os
 import pathlib
 import posixpath
 import pwd
-import random
 import re
 import resource
+import secrets
 import select
 import selectors
 import shlex
@@ -259,7 +259,7 @@ class Interrupted(BaseException):
 
 # ----- 2. Configuration -----------------------------------------------------------------------
 
-TOKEN_URL = "https://auth.sso.sectigo.com/auth/realms/apiclients/protocol/openid-connect/token"  # noqa: S105
+LOGIN_URL = "https://auth.sso.sectigo.com/auth/realms/apiclients/protocol/openid-connect/token"
 KEY_TYPES = ("RSA-2048", "RSA-3072", "RSA-4096", "ECDSA-P256", "ECDSA-P384")
 VIRTUAL_SERVER_KINDS = ("load_balancing", "gateway", "content_switching", "authentication")
 SSL_DIRECTORY = "/nsconfig/ssl"
@@ -1147,7 +1147,7 @@ def parse_scm(document: object, source: Source, problems: list[str]) -> ScmConfi
         org_id=section.get("org_id", as_number(), 0, required=True) if is_admin else 0,
         cert_type=section.get("cert_type", as_number(), 0, required=True) if is_admin else 0,
         term=section.get("term", as_number(), 0, required=True) if is_admin else 0,
-        token_url=section.get("token_url", as_text(_check_url), TOKEN_URL),
+        token_url=section.get("token_url", as_text(_check_url), LOGIN_URL),
         check_revocation=section.get("check_revocation", as_flag, default=True),
         tls=Tls(ca_bundle=section.get("ca_bundle", as_text(section.source.resolve_bundle), None)),
         proxy=_parse_proxy(section),
@@ -2972,6 +2972,7 @@ def standing(
 # ----- 8. HTTP --------------------------------------------------------------------------------
 
 _RETRY_DELAYS = (0.5, 1.0, 2.0)  # seconds
+_JITTER = secrets.SystemRandom()
 _LONGEST_PEACE = 86400.0  # seconds for which a server may ask to be left alone
 _LONGEST_PAUSE = 60.0  # seconds; a server that asks for more is left alone until the next run
 _KEPT = 1.0  # seconds of silence after which a connection is not trusted with a write
@@ -3047,7 +3048,7 @@ def tries(interrupt: Interrupt, delays: Iterable[float] = _RETRY_DELAYS) -> Iter
     for delay in delays:
         this = Try()
         yield this
-        pause = max(delay * random.uniform(1, 1.2), this.at_least)  # noqa: S311 - jitter
+        pause = max(delay * _JITTER.uniform(1, 1.2), this.at_least)
         interrupt.wait(min(pause, this.at_most))
     yield Try(is_last=True)
 
@@ -4103,7 +4104,7 @@ class NetScaler:
         self._context = context
         tls, timeout = appliance.tls, appliance.timeout
         self._transport = Transport(host, tls, timeout, context, slow_writes=True)
-        self._token = ""
+        self._session = ""
         self.warnings: list[str] = []  # what was done, but not everywhere
         self._is_watched = False  # a node of an HA pair: its role is looked at before it is written
         self._primary_since = -math.inf  # when its role was looked at
@@ -4118,7 +4119,7 @@ class NetScaler:
 
         Appliances lock accounts after a few wrong passwords.
         """
-        self._token = ""
+        self._session = ""
         who = (self._base, self._appliance.username)
         if refused := self._context.refused_logins.get(who):
             raise refused
@@ -4134,11 +4135,11 @@ class NetScaler:
             if error.kind == "auth":
                 self._context.refused_logins[who] = error
             raise
-        token = str(data.get("sessionid") or "")
-        if not is_header_value(token):
+        session = str(data.get("sessionid") or "")
+        if not is_header_value(session):
             raise self._error(0, "the login gave no session", 200, "login", "auth")
-        self._token = token
-        self._context.redactor.add(self._token)
+        self._session = session
+        self._context.redactor.add(self._session)
         if self._appliance.partition:
             name = self._appliance.partition
             body = {"nspartition": {"partitionname": name}}
@@ -4159,11 +4160,11 @@ class NetScaler:
 
     def logout(self) -> None:
         """End the session; whatever comes of it changes nothing any more."""
-        if self._token:
+        if self._session:
             self._transport.is_ending = True
             with contextlib.suppress(AgentError):
                 self._request("POST", "logout", "logout", body={"logout": {}})
-        self._token = ""
+        self._session = ""
         self._transport.close()
 
     def clock_text(self) -> str:
@@ -4575,8 +4576,8 @@ class NetScaler:
 
     def _send(self, method: str, url: str, asked: str, body: Document | None) -> Document:
         headers = {"Accept": "application/json"}
-        if self._token:
-            headers["Cookie"] = f"NITRO_AUTH_TOKEN={self._token}"
+        if self._session:
+            headers["Cookie"] = f"NITRO_AUTH_TOKEN={self._session}"
         if body is not None:
             headers["Content-Type"] = "application/json"
         content = None if body is None else json.dumps(body).encode()
@@ -4768,7 +4769,7 @@ class Tokens:
         self._redactor = redactor
         self._lock = threading.Lock()
         self._url = config.token_url
-        self._token = ""
+        self._current = ""
         self._fresh_until = 0.0
         self._silence = Silence()
 
@@ -4779,9 +4780,9 @@ class Tokens:
         """
         with self._lock:
             self._silence.check()
-            if not self._token or time.monotonic() >= self._fresh_until:
+            if not self._current or time.monotonic() >= self._fresh_until:
                 self._fetch(transport)
-            return self._token
+            return self._current
 
     def refused(self, token: str, challenge: str) -> None:
         """Forget a token that SCM did not take, and heed where it says tokens come from.
@@ -4789,8 +4790,8 @@ class Tokens:
         Raises AgentError (auth) where that is a host that the secret must not be sent to.
         """
         with self._lock:
-            if token == self._token:
-                self._token = ""
+            if token == self._current:
+                self._current = ""
             found = re.search(r'authorization_uri="?([^",\s]+)', challenge)
             if found and found[1] != self._url:
                 self._url = self._check_endpoint(found[1])
@@ -4818,8 +4819,8 @@ class Tokens:
             failure = AgentError(error.kind, error.message)
             self._silence.begin(self._config.timeout, failure)
             raise failure from None
-        self._token = str(data["access_token"])
-        self._redactor.add(self._token)
+        self._current = str(data["access_token"])
+        self._redactor.add(self._current)
         told = str(data.get("expires_in"))
         lifetime = float(told) if re.fullmatch("[0-9]{1,9}", told) else 300.0
         self._fresh_until = time.monotonic() + lifetime - min(60.0, lifetime / 5)
@@ -6811,6 +6812,13 @@ def profile_standing(
     return standing(profile, record, certificate, _open_order(record), marks, utc_now())
 
 
+def is_addressable(host: str, port: int) -> bool:
+    """Tell whether a virtual server has an address of its own: others are reached through those."""
+    with contextlib.suppress(ValueError):
+        return port > 0 and not ipaddress.ip_address(host).is_unspecified
+    return port > 0 and bool(host)
+
+
 class Prover:
     """Compares what the virtual servers of a profile present with what was installed."""
 
@@ -6825,7 +6833,7 @@ class Prover:
         It is looked at a few times: an appliance takes a moment.
         """
         host, port = server.connect or self._address_of(server)
-        if not port or host in {"", "0.0.0.0", "::"}:  # noqa: S104 - the mark of "not addressable"
+        if not is_addressable(host, port):
             text = (
                 f'the virtual server "{server.name}" has no address of its own, so what it presents'
             )
@@ -9959,7 +9967,7 @@ class Channels:
 
 def write_metrics(path: pathlib.Path, text: str) -> None:
     """Replace the metrics file in one step; a link in its place is replaced, not followed."""
-    temporary = path.with_name(f".{path.name[:200]}.{random.getrandbits(48):x}")
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         descriptor = os.open(temporary, flags, 0o644)
@@ -10856,7 +10864,7 @@ def discover(session: Session, names: Sequence[str], *, write: bool) -> None:
 
 CheckStatus = Literal["ok", "warn", "fail", "skip"]
 _SHOWN: Mapping[CheckStatus, str] = {"ok": "ok", "skip": "skip", "warn": "warn", "fail": "FAIL"}
-_PACKAGES = {"click": (8, 1), "cryptography": (42,), "PyYAML": (6, 0), "requests": (2, 31)}
+PACKAGES = {"click": (8, 1, 6), "cryptography": (42,), "PyYAML": (6, 0), "requests": (2, 31)}
 _OLDEST_RELEASE = (13, 0)
 _MACHINE, _SCM, _SETTINGS = "machine", "scm", "agent.yaml"
 _LATE = dt.timedelta(hours=36)  # since the last full run
@@ -10925,7 +10933,7 @@ def _check_packages(checks: Checks) -> None:
     import importlib.metadata
 
     checks.add("ok", _MACHINE, "python", f"Python {sys.version.split()[0]}, {sys.executable}")
-    for package, oldest in _PACKAGES.items():
+    for package, oldest in PACKAGES.items():
         found = importlib.metadata.version(package)
         wanted = ".".join(map(str, oldest))
         if _version(found) >= oldest:
@@ -12211,7 +12219,7 @@ class Listing:
         for kind in kinds:
             with contextlib.suppress(AgentError):
                 row = self._view.virtual_server(VirtualServer(name, kind, None))
-                if row.port and row.address not in {"", "0.0.0.0", "::"}:  # noqa: S104
+                if is_addressable(row.address, row.port):
                     return row.address, row.port
         raise AgentError("appliance", "it has no address of its own, or none that is known")
 

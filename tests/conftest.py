@@ -6,6 +6,7 @@ Nothing in the program is patched: it is reached through its files, its options 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import pathlib
@@ -38,6 +39,9 @@ PROCESS: tuple[str, ...] = (
     "runpy.run_module('citrixagent', run_name='__main__', alter_sys=True)",
     str(ROOT),
 )
+# Before click 8.2 its runner mixes stdout and stderr, unless it is told not to.
+_MIXES = "mix_stderr" in inspect.signature(click.testing.CliRunner).parameters
+_APART: Any = {"mix_stderr": False} if _MIXES else {}
 PASSWORD = "p@ss: #word\"'"  # what YAML, JSON and URLs could trip over
 CLIENT_SECRET = "s3cr]e.t!,=x"
 
@@ -163,7 +167,7 @@ class Lab:
         """Run the program in this process, without a terminal."""
         options = ["--home", str(self.home), *arguments]
         self._surveyed |= "list" in arguments
-        result = click.testing.CliRunner().invoke(
+        result = click.testing.CliRunner(**_APART).invoke(
             citrixagent.main, options, prog_name="citrixagent.py"
         )
         outcome = Outcome(result.exit_code, result.stdout, result.stderr)

@@ -802,8 +802,8 @@ def test_a_package_that_is_too_old_is_named(well: Lab, tmp_path: pathlib.Path) -
     outcome = well.spawn("check", "--offline", "--json", environment=environment)
     assert outcome.exit_code == 1
     (found,) = [each for each in outcome.document()["checks"] if each["status"] == "fail"]
-    assert found["message"] == "click 8.0 is older than 8.1, which is needed"
-    assert found["remedy"].endswith("-m pip install -U 'click>=8.1'")
+    assert found["message"] == "click 8.0 is older than 8.1.6, which is needed"
+    assert found["remedy"].endswith("-m pip install -U 'click>=8.1.6'")
 
 
 def test_a_schedule_that_stopped_is_told(well: Lab) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from conftest import PROGRAM, ROOT
 
+from citrixagent import PACKAGES
+
 SOURCE = PROGRAM.read_text()
 TREE = ast.parse(SOURCE)
 BANNERS = re.findall(r"^# ----- (\d+\. .+?) -+$", SOURCE, re.MULTILINE)
@@ -109,13 +111,15 @@ def test_no_class_is_more_than_one_thing() -> None:
 
 
 def test_the_script_metadata_is_the_requirements() -> None:
-    """``uv run`` and ``pip install -r`` give the same packages."""
+    """``uv run``, ``pip install -r`` and ``check`` want the same packages."""
     block = re.search(r"^# /// script\n(.*?)^# ///$", SOURCE, re.DOTALL | re.MULTILINE)
     assert block
     assert 'requires-python = ">=3.10"' in block[1]
     assert re.findall(r'"([^">]+>=[\d.]+)"', block[1].split("dependencies")[1]) == (
         (ROOT / "requirements.txt").read_text().split()
     )
+    checked = [f"{name}>={'.'.join(map(str, oldest))}" for name, oldest in PACKAGES.items()]
+    assert checked == (ROOT / "requirements.txt").read_text().split()
 
 
 def test_the_top_level_is_what_users_expect() -> None:
