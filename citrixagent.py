@@ -4797,17 +4797,19 @@ class Tokens:
                 self._url = self._check_endpoint(found[1])
 
     def _check_endpoint(self, url: str) -> str:
-        known = {parse_url(each).host for each in (self._config.url, self._config.token_url)}
-        host = "no host"
+        configured = map(parse_url, (self._config.url, self._config.token_url))
+        known = {(each.host, each.port) for each in configured}
+        place = "no host"
         with contextlib.suppress(ValueError):
             found = parse_url(url)
-            host = found.host
-            secure = found.scheme == "https" or (_is_loopback(host) and host in known)
-            if secure and not found.user and (host in known or host.endswith(_TRUSTED_DOMAIN)):
+            place = authority(found.host, found.port, 443)
+            is_known = (found.host, found.port) in known
+            secure = found.scheme == "https" or (_is_loopback(found.host) and is_known)
+            if secure and not found.user and (is_known or found.host.endswith(_TRUSTED_DOMAIN)):
                 return str(found)
         raise AgentError(
             "auth",
-            f"SCM names {host} as the source of tokens, which is neither configured "
+            f"SCM names {place} as the source of tokens, which is neither configured "
             f"nor in *{_TRUSTED_DOMAIN}: set token_url in scm.yaml if you trust it",
         )
 
@@ -8619,6 +8621,17 @@ class Awaited:
         return f"{self.text}, {now - self.since:.0f}{limit} s; Ctrl-C is safe"
 
 
+def no_room_for_output(error: Exception) -> str:
+    """Say why a stream cannot be written; empty where that is not what happened.
+
+    Files have names, and who writes them tells of them.
+    """
+    full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+    if isinstance(error, OSError) and error.errno in full and error.filename is None:
+        return f"the output cannot be written: {error.strerror}"
+    return ""
+
+
 class Console:
     """Where text leaves the program: one line at a time, without secrets and controls.
 
@@ -8632,6 +8645,7 @@ class Console:
         self._lock = threading.Lock()
         self._awaited: dict[int, Awaited] = {}
         self._drawn = 0  # columns of the line of progress
+        self.is_cut = False  # there was no room for what was printed
         self._closed = threading.Event()
         self._clock: threading.Thread | None = None
         self._ticks = is_terminal(sys.stderr) and wants_colour()
@@ -8702,12 +8716,14 @@ class Console:
             self._clear()
             self._write(click.style(line, fg=colour) if colour else line, err=err)
 
-    @staticmethod
-    def _write(line: str, *, err: bool = False) -> None:
+    def _write(self, line: str, *, err: bool = False) -> None:
         """Print a line; a full disk, or a pipe that nobody reads, must not stop the rest."""
         try:
             click.echo(line, err=err)
-        except OSError:
+        except OSError as error:
+            if not err and (text := no_room_for_output(error)):
+                self.is_cut = True
+                self._write(f"error: {text}", err=True)
             stream = sys.stderr if err else sys.stdout
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -10245,7 +10261,8 @@ class Session:
         if stopped := self.context.interrupt.signal:
             code = 128 + stopped
         report.emit(code)
-        return code
+        is_lost = report.console.is_cut and not self._tells  # who only reads has nothing else
+        return code or ExitCode.FAILED * is_lost
 
     def _log_results(self) -> None:
         for result in self.report.results:
@@ -11932,7 +11949,9 @@ class Commands(click.Group):
         try:
             return super().main(*arguments, **keywords)
         except OSError as error:  # help and version are printed before a command is known
-            click.echo(f"error: the output cannot be written: {error.strerror}", err=True)
+            if not (text := no_room_for_output(error)):
+                raise
+            click.echo(f"error: {text}", err=True)
             sys.exit(ExitCode.FAILED)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as it is inherited
@@ -11941,6 +11960,8 @@ class Commands(click.Group):
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise
         except Exception as error:
+            if no_room_for_output(error):
+                raise
             log.exception("unexpected")
             raise AgentError("state", f"unexpected {type(error).__name__}: {error}") from None
 
@@ -12766,7 +12787,7 @@ def show_status(home: pathlib.Path, names: Sequence[str], limits: Limits, style:
     console = Console(redactor, quiet=False)
     for line, colour in status_lines(seen, terminal_width(sys.stdout)):
         console.say(line, colour)
-    return ExitCode.OK
+    return ExitCode.FAILED if console.is_cut else ExitCode.OK
 
 
 def show_no_status(error: AgentError, style: str) -> int:

@@ -328,18 +328,31 @@ def test_an_expired_token_is_renewed_once(lab: Lab) -> None:
 
 
 def test_a_token_endpoint_that_nobody_configured_never_gets_the_secret(lab: Lab) -> None:
+    """Another host, another port of a host that is configured, without TLS, as somebody."""
     elsewhere = HttpsServer(lambda _: Response(200, b'{"access_token": "x"}'))
     elsewhere.start()
-    lab.scm.authorization_uri = f"https://localhost:{elsewhere.port}/token"
     lab.scm.server.before = lambda _: lab.scm.revoke_tokens()
     lab.write_profile()
-    kind, message = failed(lab)
+    here, there = lab.scm.url.split("/")[2], f"127.0.0.1:{elsewhere.port}"
+    told = {
+        f"https://localhost:{elsewhere.port}/token": f"localhost:{elsewhere.port}",
+        f"https://{there}/token": there,
+        f"http://{there}/token": there,
+        f"https://a:b@{here}/token": here,
+        "https://127.0.0.1/token": "127.0.0.1",
+        "https://sectigo.com.evil.test/token": "sectigo.com.evil.test",
+        "http://auth.sectigo.com/token": "auth.sectigo.com:80",
+        "ftp://auth.sectigo.com/token": "no host",
+    }
+    for uri, place in told.items():
+        lab.scm.authorization_uri = uri
+        kind, message = failed(lab)
+        assert kind == "auth"
+        assert message == (
+            f"SCM names {place} as the source of tokens, which is neither configured nor in "
+            "*.sectigo.com: set token_url in scm.yaml if you trust it"
+        )
     elsewhere.stop()
-    assert kind == "auth"
-    assert message == (
-        "SCM names localhost as the source of tokens, which is neither configured nor in "
-        "*.sectigo.com: set token_url in scm.yaml if you trust it"
-    )
     assert not elsewhere.requests
 
 
