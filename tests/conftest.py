@@ -5,6 +5,7 @@ Nothing in the program is patched: it is reached through its files, its options 
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import inspect
 import json
@@ -237,8 +238,20 @@ def lab(tmp_path: pathlib.Path) -> Iterator[Lab]:
         assert not appliance.sessions
 
 
+def leave_to_the_long_run(items: list[pytest.Item]) -> None:
+    """Of a test with the mark ``sample`` the short run takes every so many-th variant."""
+    seen: collections.Counter[str] = collections.Counter()
+    for item in items:
+        mark, test = item.get_closest_marker("sample"), item.nodeid.partition("[")[0]
+        if mark and seen[test] % mark.args[0]:
+            item.add_marker("long")
+        seen[test] += 1
+
+
+@pytest.hookimpl(tryfirst=True)  # what is long is left out by whoever comes after this
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let what takes longest start first, so that no worker is left alone with it in the end."""
+    """Leave to the long run what need not be in each, and let what takes longest start first."""
+    leave_to_the_long_run(items)
     rank = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(
         key=lambda item: (

@@ -52,6 +52,7 @@ def refused(lab: Lab, method: str, part: str, code: int, *details: object) -> Fa
         "save ns config",
     ],
 )
+@pytest.mark.sample(4)
 def test_a_missing_right_is_named_with_what_gives_it(lab: Lab, denied: str) -> None:
     """A rule of README's policy, in quotes: with it all goes on, and no key can be read."""
     policy = f"^(?!{denied})"
@@ -200,6 +201,7 @@ def test_the_name_in_the_management_certificate_is_the_remedy(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("code", [278, 1090, 1097, 1232, 1240])
+@pytest.mark.sample(3)
 def test_an_appliance_that_gives_no_pages_of_bindings(lab: Lab, code: int) -> None:
     fault = refused(lab, "GET", "bulkbindings=yes&pagesize", code, "pagesize")
     lab.write_profile()
@@ -223,6 +225,7 @@ def test_an_appliance_that_refuses_bindings_altogether(lab: Lab) -> None:
 
 @pytest.mark.parametrize("code", [349, 457, 458])
 @pytest.mark.parametrize("part", ["action=update", "action=link", "action=save", "/sslcertkey"])
+@pytest.mark.sample(5)
 def test_what_is_done_here_but_not_there_goes_on(lab: Lab, part: str, code: int) -> None:
     if part == "action=update":
         lab.write_profile()

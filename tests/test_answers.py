@@ -48,6 +48,7 @@ def orders(lab: Lab) -> list[str]:
 
 
 @pytest.mark.parametrize("code", [*PASSING, -109, -1400])
+@pytest.mark.sample(5)
 def test_a_passing_code_does_not_turn_a_replacement_into_an_enrollment(lab: Lab, code: int) -> None:
     lab.write_profile()
     assert lab("run").exit_code == 0
@@ -63,6 +64,7 @@ def test_a_passing_code_does_not_turn_a_replacement_into_an_enrollment(lab: Lab,
 
 
 @pytest.mark.parametrize("action", ["enroll", "renew", "replace"])
+@pytest.mark.sample(3)
 def test_a_passing_code_orders_nothing(api: Lab, action: str) -> None:
     path = "/enroll" if "admin" in (api.home / "scm.yaml").read_text() else CERTIFICATES_PATH
     if action != "enroll":
@@ -79,6 +81,7 @@ def test_a_passing_code_orders_nothing(api: Lab, action: str) -> None:
 
 
 @pytest.mark.parametrize("answer", [scm_error(-2), scm_error(-140), maintenance_page()], ids=str)
+@pytest.mark.sample(3)
 def test_a_download_that_passes_gives_nothing_up(api: Lab, answer: Response) -> None:
     fault = answered(api, "GET", part(api, "download"), answer)
     for _ in range(2):
@@ -141,6 +144,7 @@ def test_a_page_instead_of_the_list_of_types(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("action", ["enroll", "renew", "replace"])
+@pytest.mark.sample(3)
 def test_a_page_instead_of_the_answer_to_an_order_leaves_it_unknown(api: Lab, action: str) -> None:
     """Something in front of SCM may have shown it after the order got through."""
     path = "/enroll" if "admin" in (api.home / "scm.yaml").read_text() else CERTIFICATES_PATH
@@ -158,6 +162,7 @@ def test_a_page_instead_of_the_answer_to_an_order_leaves_it_unknown(api: Lab, ac
 
 @pytest.mark.parametrize("what", ["list", "download"])
 @pytest.mark.parametrize("answer", [maintenance_page(), scm_error(-14)], ids=["page", "code"])
+@pytest.mark.sample(3)
 def test_a_lost_order_that_scm_cannot_be_asked_about_stays_unknown(
     lab: Lab, what: str, answer: Response
 ) -> None:
@@ -176,6 +181,7 @@ def test_a_lost_order_that_scm_cannot_be_asked_about_stays_unknown(
 
 
 @pytest.mark.parametrize("answer", [maintenance_page(), scm_error(-195, status=200)], ids=str)
+@pytest.mark.sample(3)
 def test_a_page_instead_of_a_revocation_revokes_nothing(api: Lab, answer: Response) -> None:
     assert api("run").exit_code == 0
     method = "POST" if "admin" in (api.home / "scm.yaml").read_text() else "DELETE"

@@ -190,6 +190,7 @@ def test_the_agreement_is_recorded_as_it_stands_on_disk(lab: Lab, tmp_path: path
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("command", [["run"], ["eula"]])
+@pytest.mark.sample(2)
 def test_a_signal_ends_the_question(
     stranger: Lab, command: list[str], number: int, code: int
 ) -> None:
@@ -620,6 +621,7 @@ def test_what_cannot_be_printed_is_an_error_in_one_line(lab: Lab, words: str) ->
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+@pytest.mark.sample(3)
 def test_closed_standard_streams_are_no_reason_to_fail(lab: Lab, closed: str) -> None:
     lab.write_profile()
     command = shlex.join([*PROCESS, "--home", str(lab.home), "run"])
@@ -652,6 +654,7 @@ def test_words_of_others_stay_in_one_line(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("part", ["/lbvserver", "/sslcertkey", "sslvserver_sslcertkey_binding"])
+@pytest.mark.sample(3)
 def test_a_signal_while_the_appliance_is_looked_at_is_told(lab: Lab, part: str) -> None:
     """Not as a profile that is well."""
     lab.write_profile()

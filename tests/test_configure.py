@@ -221,6 +221,7 @@ QUESTIONS = ["Accept?", "URL [", "Client secret", "Trust this", "Password", "Cou
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.sample(4)
 def test_an_interruption_leaves_no_half_written_file(new: Lab, question: str) -> None:
     before = {path: path.read_bytes() for path in new.home.glob("*.*")}
     terminal = Terminal(new.home, "configure")

@@ -723,6 +723,7 @@ def is_get(request: Request) -> bool:
     ],
     ids=["silent", "broken", "to be left alone", "busy", "login refused", "no token"],
 )
+@pytest.mark.sample(4)
 def test_an_scm_that_is_down_costs_one_round_of_tries_and_one_warning(
     lab: Lab, trouble: Fault, asked: int
 ) -> None:

@@ -346,7 +346,7 @@ def every_failover(
 
 @pytest.mark.parametrize("name", PREPARATIONS)
 def test_a_failover_at_some_requests(name: str, tmp_path: pathlib.Path) -> None:
-    every_failover(name, tmp_path, slice(5, None, 8))
+    every_failover(name, tmp_path, slice(5, None, 12))
 
 
 @pytest.mark.long
@@ -729,6 +729,7 @@ LINKS: tuple[Literal["break", "keep", "refuse"], ...] = ("break", "keep", "refus
     ],
     ids=["other issuer", "shorter", "longer", "cross-signed since", "cross-signed no more"],
 )
+@pytest.mark.sample(4)
 def test_a_chain_that_changes_at_renewal(
     lab: Lab,
     before: ChainStyle,

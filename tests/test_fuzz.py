@@ -177,7 +177,7 @@ class Field:
         # A no to an order that was placed all the same is what a server must not say.
         is_lie = any(r.method == "POST" and "/certificates" in r.path for r in hit)
         placed = len(self.lab.scm.orders) - before
-        assert placed <= 1 + (is_lie and twist.how == "status"), (first, second)
+        assert placed <= 1 + (is_lie and twist.how in {"status", "challenge"}), (first, second)
         assert not self.evil.requests
 
     def run(self) -> Document:
@@ -218,10 +218,10 @@ def explore(name: str, examples: int) -> None:
 
 @pytest.mark.parametrize("name", USUAL)
 def test_some_answer_is_another(name: str) -> None:
-    explore(name, 25)
+    explore(name, 8)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", USUAL)
 def test_many_answers_are_others(name: str) -> None:
-    explore(name, 200)
+    explore(name, 120)

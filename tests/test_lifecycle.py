@@ -41,7 +41,9 @@ def utc_now() -> dt.datetime:
     return dt.datetime.now(dt.timezone.utc)
 
 
-@pytest.fixture(params=["enrollment", "admin", "admin by login"])
+@pytest.fixture(
+    params=["enrollment", "admin", pytest.param("admin by login", marks=pytest.mark.long)]
+)
 def api(request: pytest.FixtureRequest, lab: Lab) -> Lab:
     """A lab whose scm.yaml names one of the APIs and one of the ways to log in."""
     if request.param != "enrollment":
@@ -330,6 +332,7 @@ def test_a_rollback_that_was_cut_off_is_no_open_order(due: Lab) -> None:
 
 
 @pytest.mark.parametrize("variant", ["break", "keep", "refuse"])
+@pytest.mark.sample(3)
 def test_what_is_not_presented_is_put_back(lab: Lab, variant: str) -> None:
     """Handshake required: the old certificate returns; what was paid for is installed later."""
     with NetScaler(variant=Variant(update_link=variant)) as appliance:  # type: ignore[arg-type]
@@ -483,6 +486,7 @@ def test_admin_answers_in_any_order(lab: Lab, order: str) -> None:
         ("replace", "lost"),
     ],
 )
+@pytest.mark.sample(3)
 def test_a_lost_admin_order_is_looked_up(lab: Lab, kind: str, action: str) -> None:
     """By common name and key: found, it is installed; not there, it is ordered."""
     use_admin(lab, by_login=False)

@@ -106,6 +106,7 @@ def test_what_ends_first_stands_first(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120, 200])
+@pytest.mark.sample(4)
 def test_the_list_is_fitted_to_the_terminal(lab: Lab, columns: int) -> None:
     lab.write_profile("a-profile-whose-name-is-rather-long-for-a-column")
     assert lab("run").exit_code == 0

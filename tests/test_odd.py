@@ -65,6 +65,7 @@ def somebody_elses(lab: Lab, kind: str) -> str:
     return f"{leaf.serial_number:X}"
 
 
+@pytest.mark.sample(5)
 def test_somebody_elses_certificate_that_is_odd(lab: Lab, kind: str) -> None:
     serial = somebody_elses(lab, kind)
     install_own(lab, days_left=150)
@@ -76,6 +77,7 @@ def test_somebody_elses_certificate_that_is_odd(lab: Lab, kind: str) -> None:
     assert int(row["serial"], 16) == int(serial, 16)
 
 
+@pytest.mark.sample(7)
 def test_an_odd_certificate_keeps_no_command_from_the_others(lab: Lab, kind: str) -> None:
     somebody_elses(lab, kind)
     install_own(lab, days_left=150)
@@ -96,6 +98,7 @@ def test_an_odd_certificate_that_is_taken_over_is_judged_by_its_row(lab: Lab, ki
     assert len(lab.scm.orders) == 1
 
 
+@pytest.mark.sample(5)
 def test_an_odd_certificate_beside_the_one_that_was_ordered(lab: Lab, kind: str) -> None:
     odd = odd_pem(kind, hierarchy()["CA DV R37"].certificate)
     lab.scm.tamper = lambda _order, pem: odd + pem

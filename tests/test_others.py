@@ -326,6 +326,7 @@ def test_a_right_that_is_missing_changes_nothing(hosting: Lab) -> None:
 @pytest.mark.parametrize("kind", ["lost", "reset"])
 @pytest.mark.parametrize("at", ["DELETE", "PUT"])
 @pytest.mark.parametrize("reboots", [False, True])
+@pytest.mark.sample(3)
 def test_taking_over_is_finished_after_it_was_cut_off(
     hosting: Lab, kind: str, at: str, reboots: bool
 ) -> None:
@@ -550,6 +551,7 @@ FORMS = [*NO_WAY_BACK, "DER", "one file, named twice", "folder", "relative"]
 
 @pytest.mark.parametrize("update_form", ["PEM", "keep"])
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.sample(3)
 def test_however_it_was_loaded_it_is_renewed_and_put_back(
     lab: Lab, form: str, update_form: Any
 ) -> None:
@@ -618,6 +620,7 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("form", ["PEM", "DER"])
 @pytest.mark.parametrize("files", UNREADABLE.values(), ids=list(UNREADABLE))
+@pytest.mark.sample(5)
 def test_a_file_that_may_hold_a_key_is_never_read(
     lab: Lab, files: tuple[str, str], form: str
 ) -> None:
@@ -782,21 +785,22 @@ def test_of_two_ways_up_the_one_that_lasts_is_taken(
 
 @pytest.mark.parametrize("kind", ["reset", "lost", "hang", "garbled"])
 @pytest.mark.parametrize(
-    "every", [pytest.param(1, marks=pytest.mark.long), pytest.param(5, id="sample")]
+    "every", [pytest.param(1, marks=pytest.mark.long), pytest.param(9, id="sample")]
 )
 def test_taking_over_survives_a_fault_at_every_request(hosting: Lab, kind: str, every: int) -> None:
     """Once the order is placed its consent is on record: later runs need no option."""
     server, command = hosting.appliance.server, ["run", "www", "--take-over"]
-    hosting.write_profile(virtual_servers=on("vs_sni", sni=True), citrix=hosting.citrix(timeout=2))
+    hosting.write_profile(virtual_servers=on("vs_sni", sni=True), citrix=hosting.citrix(timeout=20))
     ground, first = Ground(hosting), len(server.requests)
     assert hosting(*command).exit_code == 0
     offset = ["reset", "lost", "hang", "garbled"].index(kind) % every
     for index in range(offset, len(server.requests) - first, every):
         ground.restore()
-        set_timeouts(hosting, 2)
         orders = len(hosting.scm.orders)
-        server.faults.append(Fault(kind, len(server.requests) + 1 + index, seconds=3))
+        server.faults.append(Fault(kind, len(server.requests) + 1 + index, seconds=1.5))
+        set_timeouts(hosting, 1 if kind == "hang" else 20)
         hosting(*command)
+        set_timeouts(hosting, 20)
         server.faults.clear()
         for _ in range(2):
             hosting(*(["run"] if len(hosting.scm.orders) > orders else command))

@@ -48,6 +48,7 @@ def refused(code: int) -> Callable[[HaPair], None]:
     [dead, refused(3592), refused(3591), refused(257)],
     ids=["dead", "3592", "3591", "257"],
 )
+@pytest.mark.sample(3)
 def test_a_node_that_gets_no_files_stops_only_what_can_wait(
     ending: tuple[PairLab, bool], trouble: Callable[[HaPair], None]
 ) -> None:

@@ -182,6 +182,7 @@ class World(RuleBasedStateMachine):
         if self.backups:
             self._record_path.write_text(self.backups[which % len(self.backups)])
             self.is_put_back = True
+            self.error = None  # what was said of another record helps nobody
 
     @rule(command=st.sampled_from(["renew", "replace"]))
     def the_operator_wants_another_certificate(self, command: str) -> None:
@@ -373,7 +374,8 @@ class World(RuleBasedStateMachine):
     def _remedy(self) -> list[str]:
         """Return the command that the last error's message names, as an operator would choose."""
         assert self.error
-        commands = re.findall(r"citrixagent\.py (enroll .*?www)\b", self.error["message"])
+        told = r"citrixagent\.py (enroll .*?www|run www --take-over)\b"
+        commands = re.findall(told, self.error["message"])
         if self.error["kind"] != "unknown_outcome":
             self._give_up()
             return str(commands[-1]).split() if commands else ["run"]
@@ -484,10 +486,10 @@ def explore(world: type[World], examples: int, steps: int) -> None:
 
 @pytest.mark.parametrize("world", [World, PairWorld])
 def test_what_must_hold_whatever_happens(world: type[World]) -> None:
-    explore(world, examples=8, steps=12)
+    explore(world, examples=6, steps=12)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("world", "examples"), [(World, 150), (PairWorld, 80)])
+@pytest.mark.parametrize(("world", "examples"), [(World, 80), (PairWorld, 40)])
 def test_what_must_hold_whatever_happens_for_long(world: type[World], examples: int) -> None:
     explore(world, examples, steps=25)

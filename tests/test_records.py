@@ -362,6 +362,7 @@ def edited(world: World, name: str, path: Path, value: object) -> str:
         ("restoring", ("change", "new", "pem"), ""),
     ],
 )
+@pytest.mark.sample(3)
 def test_a_record_that_contradicts_itself_is_refused(
     world: World, name: str, path: Path, value: object
 ) -> None:
@@ -383,6 +384,7 @@ def test_no_value_is_changed_without_notice(world: World, name: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("moved", [False, True], ids=["copied", "renamed"])
+@pytest.mark.sample(5)
 def test_the_record_of_another_profile_is_refused(world: World, stage: str, moved: bool) -> None:
     """With the profile, as an administrator would who wants another name for it."""
     world.restore()

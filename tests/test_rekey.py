@@ -29,7 +29,7 @@ ALL = ["replace", "--all", "--yes"]
 PREVIOUS = ["--previous", "--reason", "keyCompromise", "--yes"]
 
 
-@pytest.fixture(params=["enrollment", "admin"])
+@pytest.fixture(params=["enrollment", pytest.param("admin", marks=pytest.mark.long)])
 def api(request: pytest.FixtureRequest, lab: Lab) -> Lab:
     if request.param == "admin":
         use_admin(lab, by_login=False)
@@ -88,6 +88,7 @@ def test_all_or_names(lab: Lab, command: str) -> None:
 
 
 @pytest.mark.parametrize(("command", "outcome"), [("renew", "renewed"), ("replace", "replaced")])
+@pytest.mark.sample(2)
 def test_all_is_asked_for_with_the_number_of_orders(lab: Lab, command: str, outcome: str) -> None:
     populate(lab, [lab.appliance], 2)
     enroll_before(lab)
@@ -405,18 +406,24 @@ def answer_unknown(lab: Lab, document: Document) -> None:
 
 
 @pytest.mark.parametrize(
-    ("appliances", "each", "every"),
-    [(2, 2, 9), pytest.param(10, 20, 20, marks=pytest.mark.long)],
+    ("admin", "appliances", "each", "every"),
+    [
+        (False, 2, 2, 9),
+        pytest.param(True, 2, 2, 9, marks=pytest.mark.long),
+        pytest.param(False, 10, 20, 60, marks=pytest.mark.long),
+    ],
 )
 def test_a_fleet_gets_new_keys_though_the_command_is_killed_again_and_again(
-    api: Lab, appliances: int, each: int, every: int
+    lab: Lab, admin: bool, appliances: int, each: int, every: int
 ) -> None:
+    if admin:
+        use_admin(lab, by_login=False)
     fleet = [NetScaler() for _ in range(appliances)]
     for appliance in fleet:
         appliance.start()
         appliance.add_user("citrixagent", PASSWORD)
     try:
-        rekey(api, fleet, each, every)
+        rekey(lab, fleet, each, every)
     finally:
         for appliance in fleet:
             appliance.stop()
@@ -434,6 +441,7 @@ def until_done(lab: Lab, killer: Killer) -> bool:
 
 def rekey(lab: Lab, fleet: Sequence[NetScaler], each: int, every: int) -> None:
     names = populate(lab, fleet, each)
+    lab.write_yaml("agent.yaml", {"max_orders": len(names)})
     enroll_before(lab)
     assert actions(lab) == ["enroll"] * len(names)
     killer = Killer(lab, every)

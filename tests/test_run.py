@@ -58,6 +58,7 @@ def is_write(call: str) -> bool:
 
 
 @pytest.mark.parametrize("wanted", KEY_TYPES)
+@pytest.mark.sample(2)
 def test_every_key_type_on_every_kind_of_virtual_server(lab: Lab, wanted: str) -> None:
     """After one run each listener presents leaf and intermediates; a reboot changes nothing."""
     servers = [lab.appliance.add_virtual_server(f"vs_{kind}", kind) for kind in KINDS]
@@ -354,6 +355,7 @@ def test_the_key_file_of_an_adopted_certificate_is_never_read(lab: Lab) -> None:
     ],
     ids=str,
 )
+@pytest.mark.sample(5)
 def test_answers_of_every_style_give_a_chain_without_root(lab: Lab, style: ChainStyle) -> None:
     lab.scm.answer = style
     lab.write_profile()
@@ -400,6 +402,7 @@ def varied(request: pytest.FixtureRequest, lab: Lab) -> Iterator[Lab]:
         assert not appliance.sessions
 
 
+@pytest.mark.sample(3)
 def test_documented_variants_give_the_same_result(varied: Lab) -> None:
     """Adopted, renewed with another issuer, then nothing to do: whatever the answers look like."""
     install_own(varied, days_left=20)

@@ -84,6 +84,7 @@ def test_no_other_variable_and_no_other_place_is_expanded(
     "secret", ["a\u2028b", "a\u0085b", "a\u2029b", "  blanks  ", "\u00a0no break", "tail\u2028"]
 )
 @pytest.mark.parametrize("ending", ["", "\n", "\r\nmore", "\nmore\n"])
+@pytest.mark.sample(5)
 def test_only_a_line_break_ends_a_secret(lab: Lab, secret: str, ending: str) -> None:
     lab.appliance.add_user("other", secret)
     (lab.home / "ns.secret").write_bytes((secret + ending).encode())
@@ -401,6 +402,7 @@ def test_only_regular_and_small_files_are_read(
 
 @UNFIT
 @pytest.mark.parametrize("name", ["profile-www.json", "eula.json"])
+@pytest.mark.sample(3)
 def test_a_record_that_is_no_file_is_not_read(
     lab: Lab, name: str, make: Callable[[pathlib.Path], None], words: str
 ) -> None:

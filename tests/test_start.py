@@ -100,6 +100,7 @@ def test_a_venv_that_lacks_the_packages_too_is_tried_once(
 
 
 @pytest.mark.parametrize("place", ["venv", "venv/bin", "venv/bin/python"])
+@pytest.mark.sample(3)
 def test_a_venv_that_others_can_write_is_not_used(program: pathlib.Path, place: str) -> None:
     make_venv(program)
     (program.parent / place).chmod(0o777)
@@ -111,6 +112,7 @@ def test_a_venv_that_others_can_write_is_not_used(program: pathlib.Path, place: 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 @pytest.mark.parametrize("place", ["venv", "venv/bin", "venv/bin/python"])
+@pytest.mark.sample(3)
 def test_a_venv_of_somebody_else_is_not_used(program: pathlib.Path, place: str) -> None:
     make_venv(program)
     os.chown(program.parent / place, 12345, 12345)
@@ -167,6 +169,7 @@ def test_v_is_taken_behind_the_command_as_well(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.sample(3)
 def test_commands_and_profile_names_are_completed(lab: Lab, shell: str) -> None:
     for name in ("www", "web", "mail"):
         lab.write_profile(name)

@@ -657,6 +657,7 @@ DAMAGED = (
 
 
 @pytest.mark.parametrize("text", DAMAGED)
+@pytest.mark.sample(4)
 def test_a_damaged_file_is_told_and_the_next_run_mends_it(lab: Lab, text: str) -> None:
     lab.write_profile()
     lab.write("state/last-run.json", text)

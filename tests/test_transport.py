@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import json
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import pytest
 import yaml
@@ -19,6 +21,7 @@ from simulators.server import BareListener, Fault, HttpsServer, Request, Respons
 from test_fleet import plain
 from test_lifecycle import use_admin
 
+T = TypeVar("T")
 TIMEOUT = 2  # seconds for one request
 STAGES = [
     *(("stall", stage) for stage in ("status", "headers", "body")),
@@ -61,7 +64,15 @@ ENDPOINTS = {
     ],
 }
 PLACES = [(system, call) for system, calls in ENDPOINTS.items() for call in calls]
-CASES = list(itertools.product(PLACES, STAGES))
+Place = tuple[str, str]
+
+
+def mixed(what: Sequence[T]) -> list[tuple[Place, T]]:
+    """Pair every place with a third of them, so that each comes to a third of the places."""
+    pairs = itertools.product(enumerate(PLACES), enumerate(what))
+    return [(place, each) for (row, place), (column, each) in pairs if (row + column) % 3 == 0]
+
+
 HARMLESS = {"DELETE systemfile", "POST logout"}
 """What is not needed for a certificate to be in service."""
 
@@ -77,7 +88,7 @@ def plainly(request: Request) -> str:
 
 def limited(lab: Lab, system: str, timeout: int = TIMEOUT) -> HttpsServer:
     """Set both time limits, and return the server behind a system."""
-    lab.write_profile(citrix=lab.citrix(timeout=timeout))
+    lab.write_profile(citrix=lab.citrix(timeout=timeout), enrollment={"max_wait": 3})
     lab.write_scm(timeout=timeout)
     if system == "admin":
         use_admin(lab, by_login=True)
@@ -87,20 +98,22 @@ def limited(lab: Lab, system: str, timeout: int = TIMEOUT) -> HttpsServer:
 
 
 def ended(lab: Lab, *command: str) -> tuple[int, str]:
-    """Run the program as a process that must come to an end; return its code and its output."""
-    done = subprocess.run(
-        [*PROCESS, "--home", str(lab.home), *command, "--json"],
-        capture_output=True,
-        text=True,
-        timeout=HUNG,
-        check=False,
-    )
-    lab.check_secrets(done.stdout + done.stderr)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout
+    """Run the program, which must come to an end: if it hangs, the process of this test does."""
+    faulthandler.dump_traceback_later(HUNG, exit=True)
+    try:
+        outcome = lab.json(*command)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    assert not outcome.stderr
+    return outcome.exit_code, outcome.stdout
 
 
-def check_ends(lab: Lab, place: tuple[str, str], stage: tuple[str, str]) -> None:
+@pytest.mark.sample(8)
+@pytest.mark.parametrize(("place", "stage"), mixed(STAGES), ids="-".join)
+def test_a_request_ends_whatever_the_server_does(
+    lab: Lab, place: Place, stage: tuple[str, str]
+) -> None:
+    """The lock is free, the session ended, and the next run goes on."""
     system, call = place
     server = limited(lab, system)
     matches: Callable[[Request], bool] = lambda request: plainly(request) == call  # noqa: E731
@@ -120,30 +133,6 @@ def check_ends(lab: Lab, place: tuple[str, str], stage: tuple[str, str]) -> None
     assert len(lab.scm.orders) == 1
 
 
-@pytest.mark.parametrize(
-    ("place", "stage"),
-    [CASES[number] for number in range(0, len(CASES), 13)],
-    ids="-".join,
-)
-def test_a_request_ends_whatever_the_server_does(
-    lab: Lab, place: tuple[str, str], stage: tuple[str, str]
-) -> None:
-    """The lock is free, the session ended, and the next run goes on."""
-    check_ends(lab, place, stage)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("place", "stage"),
-    [case for number, case in enumerate(CASES) if number % 13],
-    ids="-".join,
-)
-def test_every_request_ends_whatever_the_server_does(
-    lab: Lab, place: tuple[str, str], stage: tuple[str, str]
-) -> None:
-    check_ends(lab, place, stage)
-
-
 @pytest.mark.parametrize("system", ENDPOINTS)
 def test_the_endpoints_are_those_that_a_run_asks(lab: Lab, system: str) -> None:
     """Whoever lets a run ask something else adds it to the list."""
@@ -155,6 +144,7 @@ def test_the_endpoints_are_those_that_a_run_asks(lab: Lab, system: str) -> None:
 
 @pytest.mark.parametrize("behaviour", ["stall", "drip", "full"])
 @pytest.mark.parametrize("system", ["appliance", "scm"])
+@pytest.mark.sample(4)
 def test_a_connection_that_does_not_come_about_ends(lab: Lab, system: str, behaviour: str) -> None:
     """It is tried once: waiting longer is of no use."""
     with BareListener(behaviour) as listener:
@@ -173,6 +163,7 @@ def test_a_connection_that_does_not_come_about_ends(lab: Lab, system: str, behav
 
 
 @pytest.mark.parametrize("behaviour", ["stall", "drip", "full"])
+@pytest.mark.sample(3)
 def test_a_virtual_server_that_does_not_come_to_an_end(lab: Lab, behaviour: str) -> None:
     with BareListener(behaviour) as listener:
         lab.write_profile(
@@ -242,6 +233,7 @@ def three(lab: Lab) -> Iterator[list[NetScaler]]:
 
 @pytest.mark.parametrize(("kind", "stage"), [("drip", "body"), ("stall", "status")])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.sample(3)
 def test_a_signal_ends_all_requests_that_are_under_way(
     lab: Lab, three: list[NetScaler], kind: str, stage: str, number: int, code: int
 ) -> None:
@@ -310,10 +302,9 @@ ODD = {
 }
 
 
-ODD_CASES = list(itertools.product(PLACES, ODD))
-
-
-def check_odd(lab: Lab, place: tuple[str, str], odd: str) -> None:
+@pytest.mark.sample(8)
+@pytest.mark.parametrize(("place", "odd"), mixed(list(ODD)))
+def test_an_odd_answer_is_no_surprise(lab: Lab, place: Place, odd: str) -> None:
     """Four times, which is as often as a request is sent; the next run goes on."""
     system, call = place
     server = limited(lab, system, 20)
@@ -330,14 +321,3 @@ def check_odd(lab: Lab, place: tuple[str, str], odd: str) -> None:
     unknown = profile["error"] and profile["error"]["kind"] == "unknown_outcome"
     assert lab(*(("enroll", "--force", "www") if unknown else ("run",))).exit_code == 0
     assert len(lab.scm.orders) == 1
-
-
-@pytest.mark.parametrize(("place", "odd"), ODD_CASES[:: len(ODD) + 9])
-def test_an_odd_answer_is_no_surprise(lab: Lab, place: tuple[str, str], odd: str) -> None:
-    check_odd(lab, place, odd)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("place", "odd"), ODD_CASES)
-def test_no_odd_answer_is_a_surprise(lab: Lab, place: tuple[str, str], odd: str) -> None:
-    check_odd(lab, place, odd)

@@ -36,6 +36,7 @@ def restart_before(lab: Lab, part: str) -> None:
 
 @pytest.mark.parametrize("renewing", [False, True])
 @pytest.mark.parametrize("part", ["action=link", "PUT /nitro", "action=save"])
+@pytest.mark.sample(4)
 def test_a_restart_before_the_save_doubles_nothing(lab: Lab, part: str, renewing: bool) -> None:
     """What was not saved is gone: the next run installs again what was ordered once."""
     if renewing:
@@ -149,6 +150,7 @@ def test_a_record_that_is_older_than_the_appliance_installs_nothing(lab: Lab) ->
 
 @pytest.mark.parametrize("by_admin", [False, True])
 @pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.sample(3)
 def test_a_record_from_before_an_order_that_waits_orders_nothing(
     lab: Lab, by_admin: bool, lost: bool
 ) -> None:
@@ -271,6 +273,7 @@ def test_a_removed_name_that_stays_is_warned_about(lab: Lab, by_admin: bool) -> 
 
 
 @pytest.mark.parametrize(("days", "verb"), [(-1, "ended"), (2, "ends"), (7, "ends")])
+@pytest.mark.sample(3)
 def test_an_order_that_waits_beside_an_end_is_a_failure(lab: Lab, days: int, verb: str) -> None:
     lab.write_profile()
     with time_machine.travel(utc_now() - (199 - days) * DAY, tick=True):
@@ -291,6 +294,7 @@ def test_an_order_that_waits_beside_an_end_is_a_failure(lab: Lab, days: int, ver
 
 @pytest.mark.parametrize("days", [190, 2, -2, -400])
 @pytest.mark.parametrize("by_admin", [False, True])
+@pytest.mark.sample(3)
 def test_a_wrong_clock_orders_nothing(lab: Lab, days: int, by_admin: bool) -> None:
     if by_admin:
         use_admin(lab, by_login=True)
