@@ -47,6 +47,7 @@ PASSWORD = "p@ss: #word\"'"  # what YAML, JSON and URLs could trip over
 CLIENT_SECRET = "s3cr]e.t!,=x"
 
 LONGEST_FIRST = (
+    "test_rekey",
     "test_year",
     "test_simulator_foreign_clients",
     "test_simulator_cert_manager",

@@ -258,6 +258,7 @@ GIVE_UP = "give order 1000001 up with citrixagent.py enroll --force www"
 
 
 @pytest.mark.parametrize("code", [1536, 1538, 1547])
+@pytest.mark.sample(3)
 def test_a_certificate_that_the_appliance_refuses_is_given_up(lab: Lab, code: int) -> None:
     fault = refused(lab, "POST", "/sslcertkey", code)
     lab.write_profile()
@@ -270,6 +271,7 @@ def test_a_certificate_that_the_appliance_refuses_is_given_up(lab: Lab, code: in
 
 
 @pytest.mark.parametrize("code", [1540, 1541, 3374, 3375, 257, 1645])
+@pytest.mark.sample(3)
 def test_no_order_is_given_up_where_another_would_fare_no_better(lab: Lab, code: int) -> None:
     fault = refused(lab, "POST", "/sslcertkey", code)
     lab.write_profile()
@@ -281,6 +283,7 @@ def test_no_order_is_given_up_where_another_would_fare_no_better(lab: Lab, code:
 
 
 @pytest.mark.parametrize("tamper", ["other_key", "missing_name", "expired", "no_chain"])
+@pytest.mark.sample(4)
 def test_what_is_not_what_was_ordered_is_given_up(lab: Lab, tamper: str) -> None:
     lab.scm.tamper = tamper
     lab.write_profile()

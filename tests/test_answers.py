@@ -238,6 +238,7 @@ WORDS = {
 
 
 @pytest.mark.parametrize("shape", PROBLEMS)
+@pytest.mark.sample(2)
 def test_the_address_of_another_api_is_told(lab: Lab, shape: str) -> None:
     answered(lab, "POST", CERTIFICATES_PATH, Response(404, PROBLEMS[shape]))
     lab.write_profile()
@@ -292,6 +293,7 @@ def test_a_certificate_that_is_not_there_is_not_looked_for_under_v2(lab: Lab) ->
 
 
 @pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.sample(2)
 def test_a_lost_order_is_found_on_any_page(lab: Lab, *, counted: bool) -> None:
     """Pages may be shorter than asked for; the newest is on the last one."""
     use_admin(lab, by_login=False)
@@ -412,6 +414,7 @@ def test_a_server_that_asks_to_be_left_alone_is(lab: Lab, status: int) -> None:
     ("status", "kind"),
     [(301, "rejected"), (308, "rejected"), (405, "rejected"), (408, "unavailable")],
 )
+@pytest.mark.sample(2)
 def test_other_answers_to_an_order_that_was_not_placed(lab: Lab, status: int, kind: str) -> None:
     answered(lab, "POST", CERTIFICATES_PATH, Response(status, b"", {"Location": "https://x.test/"}))
     lab.write_profile()

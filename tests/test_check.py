@@ -667,7 +667,7 @@ def put_back(lab: Lab, kept: dict[pathlib.Path, bytes]) -> None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 def test_a_planted_fault_is_found_and_mended_by_its_remedy(well: Lab, name: str) -> None:
     expected, fault = FAULTS[name]
     steps, kept = fault(well), configuration(well)

@@ -558,6 +558,7 @@ def test_a_link_to_the_home_is_another_way_to_the_same_profile(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.sample(2)
 def test_a_signal_ends_the_run_in_order(lab: Lab, number: int, code: int) -> None:
     """It stops waiting, logs out, and the next run goes on."""
     lab.scm.approval = "manual"
@@ -615,6 +616,7 @@ def to_a_full_disk(lab: Lab, words: str) -> tuple[int, str]:
     "words",
     ["-h", "--version", "run -h", "eula", "status --json", "status", "list", "check --json"],
 )
+@pytest.mark.sample(3)
 def test_what_cannot_be_printed_is_an_error_in_one_line(lab: Lab, words: str) -> None:
     lab.write_profile()
     assert to_a_full_disk(lab, words) == (1, FULL)

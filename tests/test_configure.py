@@ -380,6 +380,7 @@ class Shell:
         self.child.sendeof()
 
 
+@pytest.mark.long
 def test_by_hand_to_the_first_bound_certificate(new: Lab, tmp_path: pathlib.Path) -> None:
     """README's lines, with a wrong password, an untrusted certificate and Ctrl-C on the way."""
     readme = (PROGRAM.parent / "README.md").read_text()
@@ -431,6 +432,7 @@ def test_by_hand_to_the_first_bound_certificate(new: Lab, tmp_path: pathlib.Path
     shell.child.close()
 
 
+@pytest.mark.long
 def test_the_place_to_play(tmp_path: pathlib.Path) -> None:
     """`tests/demo --stay`: what its first words say to try works, and nothing stays running."""
     environment = {"TERM": "xterm", "PATH": os.environ["PATH"], "SHELL": "/bin/sh", "PS1": "$ "}

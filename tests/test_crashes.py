@@ -515,7 +515,7 @@ def test_a_sample_of_requests_goes_wrong(kind: str, tmp_path: pathlib.Path) -> N
     index = SAMPLED.index(kind)
 
     def choose(points: Sequence[Point], _: str) -> Sequence[Point]:
-        return spread(points, 3, index // len(USUAL) * 3)
+        return spread(points, 2, index // len(USUAL) * 4)
 
     run_matrix(USUAL[index % len(USUAL)], [kind], try_fault, tmp_path, choose)
 
@@ -754,6 +754,7 @@ MOMENTS = ("before", "after", "after, with a pause")
 
 
 @pytest.mark.parametrize("name", USUAL)
+@pytest.mark.sample(3)
 def test_the_appliance_restarts_at_a_sample_of_requests(name: str, tmp_path: pathlib.Path) -> None:
     """Around the last writes, where a record could be closed against what is gone."""
 

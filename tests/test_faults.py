@@ -297,6 +297,7 @@ def test_an_order_that_waits_is_pending_and_resumed(lab: Lab) -> None:
     [PendingStyle(404, (-103, -109)), *(PendingStyle(400, [code]) for code in (0, -1400, -183))],
     ids=str,
 )
+@pytest.mark.sample(2)
 def test_every_documented_way_to_say_not_yet(lab: Lab, style: PendingStyle) -> None:
     lab.scm.pending_style = style
     lab.scm.issue_after = 2
@@ -413,6 +414,7 @@ def test_a_token_endpoint_on_a_configured_host_is_followed(lab: Lab) -> None:
         ("broken_chain", "SCM's answer does not hold the issuer of the certificate"),
     ],
 )
+@pytest.mark.sample(3)
 def test_what_was_not_asked_is_not_installed(lab: Lab, tamper: str, words: str) -> None:
     old = install_own(lab, days_left=20)
     lab.scm.tamper = tamper
@@ -443,6 +445,7 @@ def unknown(request: pytest.FixtureRequest, lab: Lab) -> Lab:
     return lab
 
 
+@pytest.mark.sample(2)
 def test_an_unknown_outcome_is_never_ordered_again_by_cron(unknown: Lab) -> None:
     placed = len(unknown.scm.orders)
     for _ in range(3):
@@ -452,6 +455,7 @@ def test_an_unknown_outcome_is_never_ordered_again_by_cron(unknown: Lab) -> None
     assert "order" in unknown.json("list").document()["certificates"][0]
 
 
+@pytest.mark.sample(2)
 def test_the_operator_resolves_an_unknown_outcome(unknown: Lab) -> None:
     orders = unknown.scm.orders
     answer = ["--cert-id", orders[0].cert_id] if orders else ["--force"]
@@ -508,6 +512,7 @@ def test_a_busy_scm_that_stays_busy(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("command", ["renew", "replace", "enroll --force"])
+@pytest.mark.sample(3)
 def test_what_the_operator_asked_of_a_busy_scm_is_to_be_asked_again(lab: Lab, command: str) -> None:
     """No run does it by itself; the message says so, and following it works."""
     lab.write_profile()

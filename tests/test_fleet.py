@@ -139,6 +139,7 @@ def check_pair(ha: PairLab, standby_writes: int = 0) -> None:
 
 
 @pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.sample(2)
 def test_of_two_nodes_the_primary_is_used(ha: PairLab, swapped: bool) -> None:
     if swapped:
         ha.pair.failover()
@@ -216,6 +217,7 @@ def test_a_synchronization_that_is_busy_is_waited_for(ha: PairLab) -> None:
 
 
 @pytest.mark.parametrize(("busy", "code"), [(99, 3591), (0, 3592)])
+@pytest.mark.sample(2)
 def test_a_synchronization_that_fails(ha: PairLab, busy: int, code: int) -> None:
     """Nothing is ordered for a key that one node alone has; later the same key is used."""
     ha.pair.sync_busy, ha.pair.sync_fails = busy, True
@@ -345,6 +347,7 @@ def every_failover(
 
 
 @pytest.mark.parametrize("name", PREPARATIONS)
+@pytest.mark.sample(2)
 def test_a_failover_at_some_requests(name: str, tmp_path: pathlib.Path) -> None:
     every_failover(name, tmp_path, slice(5, None, 12))
 
@@ -640,6 +643,7 @@ def test_default_and_sni_certificate_in_one(lab: Lab, hosting: VirtualServer) ->
 
 
 @pytest.mark.parametrize("sni", [False, True])
+@pytest.mark.sample(2)
 def test_both_key_types_side_by_side(lab: Lab, hosting: VirtualServer, sni: bool) -> None:
     """From two profiles; the renewal of one leaves the other alone."""
     kinds = {"RSA": "RSA-2048", "ECDSA": "ECDSA-P256"}
@@ -851,6 +855,7 @@ CLOSING = ["DELETE systemfile/www-TIME.csr", "POST logout"]
 
 
 @pytest.mark.parametrize("number", [1, 10, 40])
+@pytest.mark.sample(3)
 def test_requests_where_nothing_is_due(lab: Lab, number: int) -> None:
     adopt_many(lab, number - 1)
     lab.write_profile()
@@ -1028,6 +1033,7 @@ def test_one_pair_in_two_ways_is_handled_in_turn(ha: PairLab) -> None:
 
 
 @pytest.mark.parametrize("number", [1000, 1001])
+@pytest.mark.sample(2)
 def test_long_lists_are_read_in_pages(lab: Lab, number: int) -> None:
     lab.write_profile()
     assert lab("run").exit_code == 0

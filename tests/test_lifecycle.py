@@ -42,7 +42,11 @@ def utc_now() -> dt.datetime:
 
 
 @pytest.fixture(
-    params=["enrollment", "admin", pytest.param("admin by login", marks=pytest.mark.long)]
+    params=[
+        "enrollment",
+        pytest.param("admin", marks=pytest.mark.long),
+        pytest.param("admin by login", marks=pytest.mark.long),
+    ]
 )
 def api(request: pytest.FixtureRequest, lab: Lab) -> Lab:
     """A lab whose scm.yaml names one of the APIs and one of the ways to log in."""

@@ -114,6 +114,7 @@ def test_names_that_were_ordered_are_what_others_would_lose(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("names", [["shop.example.org"], ["*.www.example.com"], ["a.example.com"]])
+@pytest.mark.sample(3)
 def test_a_certkey_for_something_else_is_left_alone(lab: Lab, names: list[str]) -> None:
     old = put(lab, "www", names, "vs_www", days=100)
     lab.write_profile()
@@ -190,6 +191,7 @@ def test_whose_place_it_is_is_told(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("sni", [False, True])
+@pytest.mark.sample(2)
 def test_a_key_type_that_changes_is_looked_for_as_it_will_be(lab: Lab, sni: bool) -> None:
     """RSA becomes ECDSA, and another ECDSA certificate is bound beside."""
     lab.appliance.add_virtual_server("vs_both", VS, sni=True)
@@ -476,6 +478,7 @@ def test_a_long_name_where_it_is_taken(lab: Lab, release: str) -> None:
     ("taken", "key_type", "code"),
     [("none", "ECDSA-P256", 1675), ("P-256", "ECDSA-P384", 1676)],
 )
+@pytest.mark.sample(2)
 def test_a_platform_without_ecdsa_is_paid_for_once(
     lab: Lab, taken: Any, key_type: str, code: int
 ) -> None:
@@ -787,6 +790,7 @@ def test_of_two_ways_up_the_one_that_lasts_is_taken(
 @pytest.mark.parametrize(
     "every", [pytest.param(1, marks=pytest.mark.long), pytest.param(9, id="sample")]
 )
+@pytest.mark.sample(2)
 def test_taking_over_survives_a_fault_at_every_request(hosting: Lab, kind: str, every: int) -> None:
     """Once the order is placed its consent is on record: later runs need no option."""
     server, command = hosting.appliance.server, ["run", "www", "--take-over"]

@@ -234,6 +234,7 @@ def test_progress_is_cut_to_the_width_and_cleared_before_other_text(lab: Lab) ->
 
 
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+@pytest.mark.sample(2)
 def test_who_wants_no_colour_gets_neither_colour_nor_progress(
     lab: Lab, environment: dict[str, str]
 ) -> None:

@@ -161,6 +161,7 @@ def test_nothing_installed_waits_for_the_other_node(ha: PairLab) -> None:
 
 
 @pytest.mark.parametrize("deletes", [False, True])
+@pytest.mark.sample(2)
 def test_files_that_were_deleted_here(
     tmp_path_factory: pytest.TempPathFactory, deletes: bool
 ) -> None:

@@ -225,7 +225,8 @@ class World(RuleBasedStateMachine):
         assert outcome.exit_code != 5 or (result["outcome"] == "pending" and result["reason"])
         if self.done:
             self._check_all_is_well(settled=result["outcome"] == "unchanged")
-        if result["outcome"] == "unchanged" and not (result["warnings"] or self.is_put_back):
+        warned = result["warnings"] or outcome.document()["warnings"]
+        if result["outcome"] == "unchanged" and not (warned or self.is_put_back):
             leaf = self.appliance.certkeys["www"].certificate
             assert self._order_of(leaf).status != "Revoked"
         assert served <= self._valid(), "a valid certificate was taken away"
@@ -486,7 +487,7 @@ def explore(world: type[World], examples: int, steps: int) -> None:
 
 @pytest.mark.parametrize("world", [World, PairWorld])
 def test_what_must_hold_whatever_happens(world: type[World]) -> None:
-    explore(world, examples=6, steps=12)
+    explore(world, examples=4, steps=12)
 
 
 @pytest.mark.long

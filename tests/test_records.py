@@ -215,12 +215,12 @@ def explore_damage(texts: dict[str, str], folder: pathlib.Path, examples: int) -
 
 
 def test_a_damaged_record_is_refused(world: World, tmp_path: pathlib.Path) -> None:
-    explore_damage(world.records, tmp_path, 200)
+    explore_damage(world.records, tmp_path, 100)
 
 
 @pytest.mark.long
 def test_a_damaged_record_is_refused_for_long(world: World, tmp_path: pathlib.Path) -> None:
-    explore_damage(world.records, tmp_path, 20_000)
+    explore_damage(world.records, tmp_path, 4000)
 
 
 # Edits
@@ -307,14 +307,14 @@ def decide_with(name: str, text: str, folder: pathlib.Path) -> bool:
 
 
 def test_an_edited_record_is_refused_or_makes_sense(world: World, tmp_path: pathlib.Path) -> None:
-    explore_edits(world, 300, lambda name, text: decide_with(name, text, tmp_path))
+    explore_edits(world, 100, lambda name, text: decide_with(name, text, tmp_path))
 
 
 @pytest.mark.long
 def test_an_edited_record_is_refused_or_makes_sense_for_long(
     world: World, tmp_path: pathlib.Path
 ) -> None:
-    explore_edits(world, 20_000, lambda name, text: decide_with(name, text, tmp_path))
+    explore_edits(world, 4000, lambda name, text: decide_with(name, text, tmp_path))
 
 
 def run_if_accepted(world: World, name: str, text: str, folder: pathlib.Path) -> None:
@@ -323,12 +323,12 @@ def run_if_accepted(world: World, name: str, text: str, folder: pathlib.Path) ->
 
 
 def test_an_edited_record_does_no_harm(world: World, tmp_path: pathlib.Path) -> None:
-    explore_edits(world, 150, lambda name, text: run_if_accepted(world, name, text, tmp_path))
+    explore_edits(world, 50, lambda name, text: run_if_accepted(world, name, text, tmp_path))
 
 
 @pytest.mark.long
 def test_an_edited_record_does_no_harm_for_long(world: World, tmp_path: pathlib.Path) -> None:
-    explore_edits(world, 1000, lambda name, text: run_if_accepted(world, name, text, tmp_path))
+    explore_edits(world, 400, lambda name, text: run_if_accepted(world, name, text, tmp_path))
 
 
 # Cases that are known

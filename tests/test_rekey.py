@@ -102,6 +102,7 @@ def test_all_is_asked_for_with_the_number_of_orders(lab: Lab, command: str, outc
 
 
 @pytest.mark.parametrize("command", ["renew", "replace"])
+@pytest.mark.sample(2)
 def test_what_was_ordered_within_a_day_is_left_out(lab: Lab, command: str) -> None:
     lab.write_profile()
     assert lab("run").exit_code == 0
@@ -185,6 +186,7 @@ def test_what_was_left_behind_is_revoked_and_nothing_else(api: Lab) -> None:
 
 
 @pytest.mark.parametrize("command", ["renew", "replace"])
+@pytest.mark.sample(2)
 def test_what_a_second_one_left_behind_is_revoked(api: Lab, command: str) -> None:
     api.write_profile()
     for words in (["run"], ["replace", "www"], [command, "www"]):

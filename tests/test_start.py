@@ -87,6 +87,7 @@ def test_the_venv_beside_the_program_is_found(program: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     "script", [f'exec {sys.executable} -S "$@"', f'unset x; {sys.executable} -S "$@"']
 )
+@pytest.mark.sample(2)
 def test_a_venv_that_lacks_the_packages_too_is_tried_once(
     program: pathlib.Path, script: str
 ) -> None:
@@ -144,6 +145,7 @@ def _python(version: str) -> str:
 
 
 @pytest.mark.parametrize("version", ["3.8", "3.9"])
+@pytest.mark.sample(2)
 def test_an_old_python_is_told_in_a_sentence(program: pathlib.Path, version: str) -> None:
     words = [_python(version), str(program), "run"]
     told = sentence(start(words))

@@ -287,6 +287,7 @@ def test_a_closed_terminal_is_nothing_to_what_runs_under_nohup(lab: Lab) -> None
     ],
     ids=["threads", "descriptors"],
 )
+@pytest.mark.sample(2)
 def test_with_few_threads_or_files_one_appliance_follows_another(public: Lab, limits: str) -> None:
     for number, name in enumerate("abcd"):
         public.appliance.add_virtual_server(f"vs_{name}", "load_balancing")

@@ -91,6 +91,7 @@ def test_a_restart_between_a_killed_run_and_its_save_is_seen(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("command", "outcome"), [("renew", "renewed"), ("replace", "replaced"), ("enroll", "enrolled")]
 )
+@pytest.mark.sample(3)
 def test_a_command_that_was_cut_off_at_the_end_is_finished(
     lab: Lab, command: str, outcome: str
 ) -> None:
@@ -251,6 +252,7 @@ def test_a_refused_login_counts_for_address_and_account(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("by_admin", [False, True])
+@pytest.mark.sample(2)
 def test_a_removed_name_that_stays_is_warned_about(lab: Lab, by_admin: bool) -> None:
     """The last alternative name is removed, and SCM adds it again."""
     if by_admin:
