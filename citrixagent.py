@@ -8733,6 +8733,11 @@ def _error_text(error: AgentError) -> str:
     return error.message if error.kind == "config" else f"error: {error.message}"
 
 
+def _warning_text(profile: str, warning: str) -> str:
+    """Return a warning as it is printed; ``profile`` is empty where it belongs to none."""
+    return f"{profile}: warning: {warning}" if profile else f"warning: {warning}"
+
+
 def _error_document(error: AgentError) -> Document:
     return {"kind": error.kind, "message": error.message}
 
@@ -8825,7 +8830,6 @@ class Report:
     started: str = dataclasses.field(default_factory=lambda: iso(utc_now()))
     finished: str = ""
     results: list[Result] = dataclasses.field(default_factory=list)
-    certificates: list[Document] | None = None
     own: Document | None = None  # what a command's JSON object has in place of results
     found: ExitCode | None = None  # what a command that only looks has come to
     warnings: list[str] = dataclasses.field(default_factory=list)  # that belong to no profile
@@ -8866,7 +8870,7 @@ class Report:
         """Take note of a warning that comes after the results were told, and tell it."""
         about = next((each for each in self.results if profile and each.profile == profile), None)
         (about.warnings if about else self.warnings).append(text)
-        log.warning("%s%s", f"{profile}: " * bool(profile), text)
+        log.warning("%s", f"{profile}: {text}" if profile else text)
         self._tell_warning(profile, text)
 
     def lines(self) -> list[tuple[str, str]]:
@@ -8896,7 +8900,7 @@ class Report:
         warnings = [(result.profile, text) for result in self.results for text in result.warnings]
         warnings += [("", text) for text in self.warnings]
         told = [text for text, _ in self.lines()] + self.problems()
-        told += [f"{name}: " * bool(name) + f"warning: {text}" for name, text in warnings]
+        told += [_warning_text(*each) for each in warnings]
         return [*told, self.summary()] if self.results else told
 
     def tell(self) -> None:
@@ -8919,7 +8923,7 @@ class Report:
         """Print a warning; where nobody watches, such as in cron's mail, only what is new."""
         is_new = self.printed.is_new(profile, warning)
         if not self.as_json and (is_new or self.verbose or self.console.is_watched):
-            self.console.complain(f"{profile}: " * bool(profile) + f"warning: {warning}")
+            self.console.complain(_warning_text(profile, warning))
 
     def summary(self) -> str:
         counts: dict[str, int] = {}
@@ -8937,18 +8941,13 @@ class Report:
     def document(self, code: int) -> Document:
         """Return the JSON object of this command."""
         body: Document = {"version": 1, "command": self.command}
-        if self.certificates is not None:
-            body["certificates"] = self.certificates
-        elif self.own is None:
-            body["dry_run"] = self.dry_run
+        body |= {"dry_run": self.dry_run} if self.own is None else self.own
         finished = self.finished or iso(utc_now())
         body |= {"started": self.started, "finished": finished, "exit_code": int(code)}
-        if self.own is not None:
-            body |= self.own
-        elif self.certificates is None:
-            body["profiles"] = [result_document(result) for result in self.results]
         errors = self.errors + self.failures
-        if self.certificates is not None:
+        if self.own is None:
+            body["profiles"] = [result_document(result) for result in self.results]
+        else:
             errors += [result.error for result in self.results if result.error]
         body["warnings"] = self.warnings
         body["errors"] = [_error_document(error) for error in errors]
@@ -9020,10 +9019,14 @@ def _judge_failed(entry: Document, days: int | None, limits: Limits) -> tuple[st
     return level, f"failed, {text}"
 
 
+def _days_left(entry: Document, now: dt.datetime) -> int | None:
+    end = entry.get("not_after")
+    return (parse_iso(end) - now).days if end else None
+
+
 def judge(entry: Document, now: dt.datetime, limits: Limits) -> tuple[str, str]:
     """Return a profile's level, and what is the matter with it."""
-    end, order, state = entry.get("not_after"), entry.get("order"), entry.get("state")
-    days = (parse_iso(end) - now).days if end else None
+    order, state, days = entry.get("order"), entry.get("state"), _days_left(entry, now)
     due = entry.get("due") or entry.get("renews")
     is_due = state == "due" or bool(due and parse_iso(due) <= now)
     found = []
@@ -9047,10 +9050,8 @@ def judge(entry: Document, now: dt.datetime, limits: Limits) -> tuple[str, str]:
 def _item(profile: str, entry: Document | None, now: dt.datetime, limits: Limits) -> Item:
     if entry is None:
         return Item(profile, {}, None, "unknown", "no command has handled it yet")
-    end = entry.get("not_after")
-    days = (parse_iso(end) - now).days if end else None
     level, remark = judge(entry, now, limits)
-    return Item(profile, entry, days, level, remark)
+    return Item(profile, entry, _days_left(entry, now), level, remark)
 
 
 def _by_badness(item: Item) -> tuple[int, float, str]:
@@ -9135,10 +9136,6 @@ def status_document(seen: Overview) -> Document:
     }
 
 
-_BREAKS_LINE = re.compile(r"[|\r\n]")
-NAGIOS_CODES: Mapping[str, int] = {"ok": 0, "warning": 1, "critical": 2, "unknown": 3}
-
-
 _LEVEL_COLOURS = {"critical": "red", "warning": "yellow", "unknown": "magenta", "ok": "green"}
 _BAR = 20  # characters
 STATUS_HEAD = (
@@ -9192,6 +9189,10 @@ def status_lines(seen: Overview, room: int | None) -> list[tuple[str, str]]:
     return [*told, (last[0].upper() + last[1:], "red" if stale else "")]
 
 
+NAGIOS_CODES: Mapping[str, int] = {"ok": 0, "warning": 1, "critical": 2, "unknown": 3}
+_BREAKS_LINE = re.compile(r"[|\r\n]")
+
+
 def _nagios_label(profile: str) -> str:
     name = f"profile_{profile}" if profile in {"failed", "pending"} else profile
     name = _BREAKS_LINE.sub("/", name)
@@ -9223,56 +9224,62 @@ def _label(value: str) -> str:
     return value
 
 
-def _sample(name: str, value: float, **labels: str) -> str:
+Sample = tuple[int, dict[str, str]]
+"""A value of a metric, and its labels."""
+
+
+def _sample_line(name: str, sample: Sample) -> str:
+    value, labels = sample
     inside = ",".join(f'{key}="{_label(visible(text))}"' for key, text in labels.items())
     return f"citrixagent_{name}{{{inside}}} {value}" if inside else f"citrixagent_{name} {value}"
 
 
-def _seconds(item: Item, key: str) -> int | None:
-    moment = item.moment(key)
-    return int(moment.timestamp()) if moment else None
+def _seconds(time: str) -> int:
+    return int(parse_iso(time).timestamp())
 
 
-def _certificate_samples(name: str, key: str, items: Iterable[Item]) -> list[str]:
+def _certificate_samples(items: Iterable[Item], key: str) -> list[Sample]:
     return [
-        _sample(
-            name,
-            seconds,
-            profile=item.profile,
-            appliance=item.text("appliance"),
-            certkey=item.text("certkey"),
+        (
+            _seconds(item.entry[key]),
+            {
+                "profile": item.profile,
+                "appliance": item.text("appliance"),
+                "certkey": item.text("certkey"),
+            },
         )
         for item in items
-        if (seconds := _seconds(item, key)) is not None
+        if item.entry.get(key)
     ]
 
 
-def _run_samples(run: Document | None, key: str, name: str) -> list[str]:
+def _failure_sample(item: Item) -> Sample:
+    error = item.entry.get("error") or {}
+    return int(bool(error)), {"profile": item.profile, "kind": error.get("kind", "")}
+
+
+def _order_samples(items: Iterable[Item]) -> list[Sample]:
+    orders = {item.profile: item.entry.get("order") for item in items}
+    return [(_seconds(order["since"]), {"profile": n}) for n, order in orders.items() if order]
+
+
+def _run_samples(run: Document | None, key: str) -> list[Sample]:
     if not run or run.get(key) is None:
         return []
-    value = run[key] if key == "exit_code" else int(parse_iso(run[key]).timestamp())
-    return [_sample(name, value)]
-
-
-def _failure_sample(item: Item) -> str:
-    error = item.entry.get("error") or {}
-    return _sample(
-        "profile_failed", int(bool(error)), profile=item.profile, kind=error.get("kind", "")
-    )
+    return [(run[key] if key == "exit_code" else _seconds(run[key]), {})]
 
 
 def metrics(seen: Overview) -> str:
     """Return the text for Prometheus' node exporter."""
     items = sorted((i for i in seen.items if i.entry), key=lambda item: item.profile)
-    orders = [item for item in items if item.entry.get("order")]
-    families = {
+    families: dict[str, tuple[str, list[Sample]]] = {
         "certificate_not_after_timestamp_seconds": (
             "When the installed certificate ends.",
-            _certificate_samples("certificate_not_after_timestamp_seconds", "not_after", items),
+            _certificate_samples(items, "not_after"),
         ),
         "certificate_renewal_timestamp_seconds": (
             "When the installed certificate becomes due.",
-            _certificate_samples("certificate_renewal_timestamp_seconds", "renews", items),
+            _certificate_samples(items, "renews"),
         ),
         "profile_failed": (
             "Whether the last command for the profile failed, and the kind of error.",
@@ -9280,34 +9287,27 @@ def metrics(seen: Overview) -> str:
         ),
         "order_open_since_timestamp_seconds": (
             "Since when an order waits at SCM.",
-            [
-                _sample(
-                    "order_open_since_timestamp_seconds",
-                    int(parse_iso(item.entry["order"]["since"]).timestamp()),
-                    profile=item.profile,
-                )
-                for item in orders
-            ],
+            _order_samples(items),
         ),
         "last_run_timestamp_seconds": (
             "When the last full run ended.",
-            _run_samples(seen.run, "finished", "last_run_timestamp_seconds"),
+            _run_samples(seen.run, "finished"),
         ),
         "last_success_timestamp_seconds": (
             "When the last full run ended that had exit code 0 or 5.",
-            _run_samples(seen.run, "last_success", "last_success_timestamp_seconds"),
+            _run_samples(seen.run, "last_success"),
         ),
         "last_run_exit_code": (
             "The exit code of the last full run.",
-            _run_samples(seen.run, "exit_code", "last_run_exit_code"),
+            _run_samples(seen.run, "exit_code"),
         ),
-        "build_info": ("The program's version.", [_sample("build_info", 1, version=__version__)]),
+        "build_info": ("The program's version.", [(1, {"version": __version__})]),
     }
     lines = []
     for name, (text, samples) in families.items():
         if samples:
-            head = [f"# HELP citrixagent_{name} {text}", f"# TYPE citrixagent_{name} gauge"]
-            lines += [*head, *samples]
+            lines += [f"# HELP citrixagent_{name} {text}", f"# TYPE citrixagent_{name} gauge"]
+            lines += [_sample_line(name, sample) for sample in samples]
     return "\n".join(lines) + "\n"
 
 
@@ -10000,6 +10000,8 @@ def write_metrics(path: pathlib.Path, text: str) -> None:
 # ----- 21. Session ----------------------------------------------------------------------------
 
 _LOG_SIZE, _LOG_FILES = 1_000_000, 5
+_TELLING = frozenset({"run", "enroll", "renew", "replace", "revoke", "rollback"})
+_NO_PROFILE = "run citrixagent.py configure or discover, or copy example_cert_config.yaml into it"
 
 
 @dataclasses.dataclass
@@ -10139,12 +10141,6 @@ def not_accepted_text(home: pathlib.Path) -> str:
     )
 
 
-_TELLING = frozenset({"run", "enroll", "renew", "replace", "revoke", "rollback"})
-
-
-_NO_PROFILE = "run citrixagent.py configure or discover, or copy example_cert_config.yaml into it"
-
-
 def refused_login(run: Run) -> list[AgentError]:
     """Log in to SCM: a dry run that asks SCM nothing would promise what a run cannot do."""
     try:
@@ -10244,8 +10240,8 @@ class Session:
     def _come_to_an_end(self, code: int) -> int:
         """Tell the results, write them down, let the next run in, tell others, print the JSON."""
         report = self.report
-        self._last_run = self._known_last_run()
-        told = self._known_told() if self._tells else {}
+        self._last_run = self._known(self.store.read_last_run)
+        told = self._known(self.store.read_told) if self._tells else {}
         before = {
             name: each["printed"] for name, each in self._last_run.get("profiles", {}).items()
         }
@@ -10276,17 +10272,11 @@ class Session:
         for warning in self.report.warnings:
             log.warning("%s", warning)
 
-    def _known_last_run(self) -> Document:
-        """Return what the last commands saw; a file that cannot be used stops no command."""
+    @staticmethod
+    def _known(read: Callable[[], Document]) -> Document:
+        """Return what earlier commands left; a file that cannot be used stops no command."""
         try:
-            return self.store.read_last_run()
-        except AgentError as error:
-            log.warning("%s", error.message)
-            return {}
-
-    def _known_told(self) -> Document:
-        try:
-            return self.store.read_told()
+            return read()
         except AgentError as error:
             log.warning("%s", error.message)
             return {}
@@ -10356,8 +10346,7 @@ class Session:
         if accepts_by_environment():
             self.store.accept(agreement, "CITRIXAGENT_ACCEPT_EULA")
             return
-        terminal = is_terminal(sys.stdin) and self.report.console.is_terminal
-        if not (terminal and ask_for_agreement(agreement, self.context.interrupt)):
+        if not (self.can_ask and ask_for_agreement(agreement, self.context.interrupt)):
             raise AgentError("agreement", not_accepted_text(self.app.home))
         self.store.accept(agreement, "asked")
 
@@ -10884,7 +10873,6 @@ _SHOWN: Mapping[CheckStatus, str] = {"ok": "ok", "skip": "skip", "warn": "warn",
 PACKAGES = {"click": (8, 1, 6), "cryptography": (42,), "PyYAML": (6, 0), "requests": (2, 31)}
 _OLDEST_RELEASE = (13, 0)
 _MACHINE, _SCM, _SETTINGS = "machine", "scm", "agent.yaml"
-_LATE = dt.timedelta(hours=36)  # since the last full run
 _CLOCK = dt.timedelta(minutes=5)  # by which two clocks may differ
 _NEEDED_LOOKS = {"stat HA node", "show ssl certKey", "show ssl vserver", "show system file"}
 _Seen = TypeVar("_Seen")
@@ -10985,7 +10973,7 @@ def _check_schedule(store: Store, checks: Checks) -> None:
         run = store.read_last_run().get("run")
         if not run:
             checks.add("warn", _MACHINE, "schedule", f"no full run is on record: {remedy}")
-        elif utc_now() - parse_iso(run["finished"]) > _LATE:
+        elif utc_now() - parse_iso(run["finished"]) > _STALE:
             text = f"the last full run ended at {run['finished']}, over 36 hours ago"
             checks.add("warn", _MACHINE, "schedule", f"{text}: {remedy}")
         else:
@@ -12368,12 +12356,11 @@ _NARROWER = ("ISSUER", "NAMES", "BOUND-TO", "ORDER", "APPLIANCE", "CERTKEY", "PR
 def list_certificates(session: Session, names: Sequence[str], wanted: Wanted) -> None:
     """Read every appliance of the profiles and tell what it holds, what ends first at the top."""
     report = session.report
-    report.certificates = []
     with session.reading():
         places = _places(session, names, wanted)
     found = _read_places(session, places, wanted)
     found.sort(key=lambda each: -math.inf if each["days_left"] is None else each["days_left"])
-    report.certificates = found
+    report.own = {"certificates": found}
     if not report.as_json and found:
         columns = _SERVED_COLUMNS if wanted.served else _LIST_COLUMNS
         rows = [[column(each) for column in columns.values()] for each in found]
@@ -12701,7 +12688,7 @@ def list_command(
     Changes nothing.
     """
     session = Session(app, "list", as_json=as_json, names=profiles)
-    session.report.certificates = []
+    session.report.own = {"certificates": []}
     session.run(lambda s: list_certificates(s, profiles, Wanted(show_all, served)))
 
 
