@@ -3285,17 +3285,17 @@ class Silence:
     """What nobody needs to ask again for a while, because all would hear the same."""
 
     def __init__(self) -> None:
-        self._until = 0.0
+        self.until = 0.0  # by the monotonic clock
         self._kind: Kind = "unreachable"
         self._message = ""
 
     def begin(self, seconds: float, failure: AgentError) -> None:
         self._kind, self._message = failure.kind, failure.message
-        self._until = time.monotonic() + seconds
+        self.until = time.monotonic() + seconds
 
     def check(self) -> None:
         """Raise TransportError while it lasts."""
-        if time.monotonic() < self._until:
+        if time.monotonic() < self.until:
             raise TransportError(self._kind, self._message, sent=False, again=False)
 
 
@@ -4717,6 +4717,10 @@ class Sectigo(Protocol):
         """Return SCM's word for the state of a certificate, upper-case and without spaces."""
         ...
 
+    def left_alone_until(self, cert_id: str) -> float:
+        """Return before when SCM is not asked for an order, by the monotonic clock."""
+        ...
+
     def revoke(self, cert_id: str, reason: int, message: str) -> None:
         """Revoke a certificate; one that is revoked already is fine."""
         ...
@@ -4948,6 +4952,11 @@ class Channel:
             if text := self._context.server(url).clock_text():
                 raise AgentError("state", f"SCM: {text}: nothing is ordered until it is set")
 
+    def silent_until(self) -> float:
+        """Return before when nothing is sent, by the monotonic clock."""
+        urls = (self._config.url, self._config.token_url)
+        return max(self._context.server(url).silence.until for url in urls)
+
     def get(self, path: str, accept: str = "application/json") -> Answer:
         return self._send("GET", path, {"Accept": accept}, None)
 
@@ -5097,6 +5106,9 @@ class RestApi(abc.ABC):
             self._not_before[cert_id] = time.monotonic() + (answer.retry_after() or 0.0)
             return None
         raise self._refusal(answer, "download")
+
+    def left_alone_until(self, cert_id: str) -> float:
+        return max(self._not_before.get(cert_id, 0.0), self._channel.silent_until())
 
     @abc.abstractmethod
     def status(self, cert_id: str) -> str:
@@ -6887,7 +6899,8 @@ class Prover:
 # ----- 14. Ordering ---------------------------------------------------------------------------
 
 _OF_THE_SERVER = frozenset({"unreachable", "untrusted", "unavailable", "auth"})  # for all alike
-_STATUS_EVERY = 5  # questions; the status tells what the certificate is waiting for
+_STATUS_FIRST, _STATUS_EVERY = 3, 5  # questions; the status tells what an order waits for
+_ASK_AGAIN, _ASK_OFTEN, _ASK_SELDOM = 1.0, 6.25, 30.0  # seconds between two questions for one order
 _STATUS_TEXTS = {
     "REQUESTED": "awaiting approval in SCM",
     "APPROVED": "approved, being issued by the CA",
@@ -6924,6 +6937,69 @@ class Result:
         self.serial = shown_serial(certificate.serial)
 
 
+class Pace:
+    """At which ages orders are asked for, in seconds: seldom, but soon after they are issued.
+
+    How long that takes is learned from what arrives in a run. The others are asked for at that age,
+    and before it is known to a second, at ages between it and the last one that was too early.
+    """
+
+    def __init__(self) -> None:
+        self._issued = math.inf  # the lowest age at which an order was there
+        self._too_early = 0.0  # the highest, below that, at which one was not
+
+    def heard(self, before: float, age: float, *, is_there: bool) -> None:
+        """Learn from an order that was asked for at an age, and in vain at the one before."""
+        if is_there and age < self._issued:
+            known = self._too_early if self._too_early < age else 0.0
+            self._issued, self._too_early = age, max(before, known)
+        elif self._too_early < age < self._issued < math.inf:
+            self._too_early = age
+
+    def next(self, age: float, haste: float) -> float:
+        """Return the age at which to ask for an order again that was not there at this one.
+
+        ``haste`` shortens the pauses, for each order a little otherwise: together they look often.
+        """
+        pause = haste * min(max(_ASK_AGAIN, 2 * age), max(_ASK_OFTEN, age / 10), _ASK_SELDOM)
+        is_known = self._issued - self._too_early < 1
+        likely = self._issued if is_known else (self._issued + self._too_early) / 2
+        if likely <= age:
+            likely = self._issued
+        return likely if age < likely < age + 2 * pause else age + pause
+
+
+class Inquiry:
+    """The questions of a run for one order: how many there were, and when the next is due."""
+
+    def __init__(self, pace: Pace) -> None:
+        self.number = 0
+        self._pace = pace
+        self._haste = _JITTER.uniform(0.8, 1)
+        self._is_new = False  # what SCM takes for it is not known otherwise
+        self._since = self._before = self._age = 0.0
+
+    def begin(self, *, is_new: bool) -> None:
+        """Count its age from now on; ``is_new``: it was placed just now."""
+        self._since, self._is_new = time.monotonic(), is_new
+
+    def ask(self) -> None:
+        if not self._since:
+            self.begin(is_new=False)
+        self.number += 1
+        self._before, self._age = self._age, time.monotonic() - self._since
+
+    def answered(self, *, is_there: bool) -> None:
+        if self._is_new:
+            self._pace.heard(self._before, self._age, is_there=is_there)
+
+    def next_at(self) -> float:
+        """Return when the next one is due, by the monotonic clock; the first one is at once."""
+        if not self.number:
+            return 0.0
+        return self._since + self._pace.next(self._age, self._haste)
+
+
 class Progress(Protocol):
     """Says what is awaited, and how many seconds at most; an empty text: nothing is."""
 
@@ -6945,6 +7021,7 @@ class Run:
     progress: Progress
     owner: Callable[[Appliance, str], str]  # the profile that manages a certkey, or nothing
     warn: Callable[[str, str], None]  # of what belongs to no profile: what is wrong, and why
+    pace: Pace = dataclasses.field(default_factory=Pace)
 
 
 class Memory:
@@ -7034,6 +7111,29 @@ def _may_end_differently(error: AgentError, *, key_lost: bool) -> bool:
     return error.kind == "mismatch"
 
 
+def _remembered_files(record: Record, view: View) -> list[str]:
+    keys = [each.key_file for each in record.generations]
+    return [*record.litter, *keys, *view.files_in_use()]
+
+
+def _newer_key(record: Record, profile: Profile, view: View) -> str:
+    """Return a key file of a certkey that is newer than its key and than all on record."""
+    certkey, directory = profile.certkey, profile.appliance.ssl_directory
+    row = view.certkeys.get(certkey)
+    used = row.key_file.rpartition("/")[2] if row else ""
+    times = {name: key_file_time(name, certkey, directory) for name in view.file_names()}
+    known = max(record.latest or "", key_file_time(used, certkey, directory))
+    return next((name for name, made in sorted(times.items()) if made > known), "")
+
+
+def _check_sni_name(profile: Profile, leaf: Certificate) -> None:
+    """Raise AgentError (mismatch) where SNI needs a common name that was not issued."""
+    if any(server.sni for server in profile.virtual_servers) and not leaf.common_name:
+        text = "the issued certificate has no common name, which SNI needs"
+        way = "choose a certificate profile in SCM that keeps it"
+        raise AgentError("mismatch", f"{text}: {way}")
+
+
 class Ordering:
     """From a key to an issued certificate: what may cost money, and is asked for once.
 
@@ -7048,7 +7148,7 @@ class Ordering:
         self._memory = job.memory
         self._result = job.result
         self._scm = scm
-        self._polls = 0
+        self._inquiry = Inquiry(job.run.pace)
         self._waits_for = "being issued by the CA"
         self.resumes = False  # the change was begun by an earlier run
         self.named: str | None = None  # the id that the operator says the order has
@@ -7090,7 +7190,7 @@ class Ordering:
         Whatever the clock says, the names are new.
         """
         profile, now = self._profile, utc_now()
-        used = " ".join([*self._remembered_files(), *tried])
+        used = " ".join([*_remembered_files(self._record, self._view), *tried])
         while (stem := file_stem(profile.certkey, profile.appliance.ssl_directory, now)) in used:
             now += dt.timedelta(seconds=1)
         return stem, now
@@ -7098,11 +7198,6 @@ class Ordering:
     def _before(self) -> str | None:
         """Return the id at SCM of what a new order renews or replaces."""
         return self._record.installed.cert_id if self._record.installed else None
-
-    def _remembered_files(self) -> list[str]:
-        record = self._record
-        keys = [each.key_file for each in record.generations]
-        return [*record.litter, *keys, *self._view.files_in_use()]
 
     def take_up(self, plan: Plan, action: Action) -> Change:
         """Return the change that was begun and not sent, for what is asked of SCM now."""
@@ -7157,7 +7252,7 @@ class Ordering:
         profile, name = self._profile, self._profile.name
         way = f"put the newest state/profile-{name}.json back, or order all the same with "
         way += f"citrixagent.py enroll --force {shlex.quote(name)}"
-        if key_file := self._newer_key():
+        if key_file := _newer_key(self._record, profile, self._view):
             text = f"{key_file} on {self._view.client.host} was made for an order that is not on"
             raise AgentError("state", f"{text} record: the record is old or was lost: {way}")
         if self._job.run.dry_run:  # which logs in to SCM, once for all
@@ -7167,16 +7262,6 @@ class Ordering:
             text = f"SCM has orders for {profile.subject.common_name} that wait and are not on"
             ids = ", ".join(waiting)
             raise AgentError("state", f"{text} record: {ids}: decline them in SCM, or {way}")
-
-    def _newer_key(self) -> str:
-        """Return a key file of this certkey that is newer than its key and than all on record."""
-        record, certkey = self._record, self._profile.certkey
-        row = self._view.certkeys.get(certkey)
-        used = row.key_file.rpartition("/")[2] if row else ""
-        directory = self._profile.appliance.ssl_directory
-        times = {name: key_file_time(name, certkey, directory) for name in self._view.file_names()}
-        known = max(record.latest or "", key_file_time(used, certkey, directory))
-        return next((name for name, made in sorted(times.items()) if made > known), "")
 
     def create_key(self) -> None:
         """Have a key made; a file of that name that somebody else has is left alone."""
@@ -7254,6 +7339,7 @@ class Ordering:
             self._memory.keep(ordering(self._record, action="enroll"))
             cert_id = self._send()
         self._result.cert_id = cert_id
+        self._inquiry.begin(is_new=True)
         try:
             self._memory.keep(place_order(self._record, cert_id))
         except AgentError as error:
@@ -7279,26 +7365,40 @@ class Ordering:
     def _unknown(self) -> str:
         return unknown_outcome_text(self._profile.name, self._change)
 
+    def asks_at(self) -> float:
+        """Return when to ask next whether the certificate is there, by the monotonic clock."""
+        return max(self._inquiry.next_at(), self.left_alone_until)
+
+    @property
+    def left_alone_until(self) -> float:
+        return self._scm.left_alone_until(self.cert_id)
+
     def collect(self) -> bool:
         """Ask once whether the certificate is there, and keep it if so."""
-        change = self._change
-        cert_id = self.cert_id
-        self._result.cert_id = cert_id
-        answer = self._download(cert_id)
-        if change.new.cert_id != cert_id:  # the operator's, and SCM knows it
-            self._memory.keep(adopt(self._record, cert_id, iso(utc_now())))
+        self._inquiry.ask()
+        answer = self._ask()
+        self._inquiry.answered(is_there=answer is not None)
         if answer is None:
-            if self._polls % _STATUS_EVERY == 0:
-                self._look_at_status(cert_id)
-            self._polls += 1
             return False
         chain = check_issued(answer, self._order.csr or "", self._profile.names, utc_now())
-        if any(server.sni for server in self._profile.virtual_servers) and not chain[0].common_name:
-            text = "the issued certificate has no common name, which SNI needs"
-            way = "choose a certificate profile in SCM that keeps it"
-            raise AgentError("mismatch", f"{text}: {way}")
+        _check_sni_name(self._profile, chain[0])
         self._memory.keep(issue(self._record, chain))
         return True
+
+    def _ask(self) -> bytes | None:
+        """Return what was issued; at times only the status is asked for, if that says enough."""
+        self._result.cert_id = cert_id = self.cert_id
+        if self._inquiry.number % _STATUS_EVERY == _STATUS_FIRST and self._is_under_way(cert_id):
+            return None
+        answer = self._download(cert_id)
+        if self._change.new.cert_id != cert_id:  # the operator's, and SCM knows it
+            self._memory.keep(adopt(self._record, cert_id, iso(utc_now())))
+        return answer
+
+    def learn_why(self) -> None:
+        """Learn what the order waits for, where this run did not ask for that."""
+        if self._inquiry.number < _STATUS_FIRST and self.left_alone_until <= time.monotonic():
+            self._is_under_way(self.cert_id)
 
     @property
     def cert_id(self) -> str:
@@ -7344,17 +7444,18 @@ class Ordering:
             "state", f"{cert_id} is a certificate for another key than {name}'s: {way}"
         )
 
-    def _look_at_status(self, cert_id: str) -> None:
-        """Learn what an order waits for; a status that cannot be had changes nothing."""
+    def _is_under_way(self, cert_id: str) -> bool:
+        """Ask what an order waits for; a status that cannot be had changes nothing."""
         try:
-            self._check_turned_down(cert_id)
+            return self._check_turned_down(cert_id) in _STATUS_TEXTS
         except AgentError as error:
             if error.kind == "declined":
                 raise
             log.info("%s: %s", self._profile.name, error.message)
+            return False
 
-    def _check_turned_down(self, cert_id: str, words: str = "") -> None:
-        """Ask for an order's status; AgentError (declined), kept, where it was turned down."""
+    def _check_turned_down(self, cert_id: str, words: str = "") -> str:
+        """Return an order's status; AgentError (declined), kept, where it was turned down."""
         status = self._scm.status(cert_id)
         self._waits_for = _STATUS_TEXTS.get(status, f"SCM says {status.lower()}")
         if status in _TURNED_DOWN:
@@ -7365,6 +7466,7 @@ class Ordering:
                 f"once it can succeed, run citrixagent.py enroll {shlex.quote(self._profile.name)}"
             )
             raise AgentError("declined", f"{text}: {remedy}")
+        return status
 
     def fail(self, error: AgentError, *, file_missing: bool, key_lost: bool) -> AgentError:
         """Take note of why an order cannot be used; return the error as the operator is told it."""
@@ -8115,6 +8217,15 @@ class Work:
     def max_wait(self) -> int:
         return self.profile.enrollment.max_wait if self._run.wait is None else self._run.wait
 
+    def asks_at(self, start: float) -> float:
+        """Return when to ask for the certificate next, of a waiting that began then."""
+        return min(self._ordering.asks_at(), start + self.max_wait)
+
+    def gives_up(self, start: float) -> bool:
+        """Tell whether it waited long enough, or may not ask again before it would have."""
+        end = start + self.max_wait
+        return max(time.monotonic(), self._ordering.left_alone_until) >= end
+
     @property
     def needs_save(self) -> bool:
         """Whether the appliance's configuration was changed; never in a dry run."""
@@ -8207,6 +8318,11 @@ class Work:
             self.has_failed = True
             self.result.fail(AgentError("state", text))
 
+    def leave(self) -> None:
+        """End the waiting of this run, with what the order waits for."""
+        self._ordering.learn_why()
+        self.leave_pending()
+
     def leave_pending(self) -> None:
         """End the waiting of this run; beside a certificate that ends, that is a failure."""
         self._todo = []
@@ -8249,21 +8365,13 @@ class Work:
 _OWN_DESCRIPTORS, _DESCRIPTORS_EACH = 40, 6  # open files: of the process, of a thread
 
 _TOGETHER = (Step.CREATE_CSR, Step.ORDER, Step.INSTALL)  # before these, the others on a pair
-_FIRST_POLL, _LONGEST_POLL = 1.0, 30.0  # seconds between two questions for one certificate
 
 
 def _leave(work: Work, trouble: dict[str, AgentError]) -> None:
     """End the waiting of this run; the next one goes on."""
     if error := trouble.get(work.profile.name):
         raise error
-    work.leave_pending()
-
-
-def _growing(first: float, longest: float) -> Iterator[float]:
-    """Yield delays without end, each half as long again as the one before."""
-    while True:
-        yield min(first, longest)
-        first *= 1.5
+    work.leave()
 
 
 def some_of(names: Sequence[str]) -> str:
@@ -8374,21 +8482,22 @@ class Crew:
                 work.fail(failure)
 
     def _collect(self) -> None:
-        """Ask for the open orders together, ever more slowly, and install each as it arrives."""
+        """Ask for each open order when it may be there, and install what arrives."""
         start = time.monotonic()
         trouble: dict[str, AgentError] = {}
-        for this in tries(self._run.context.interrupt, _growing(_FIRST_POLL, _LONGEST_POLL)):
-            waiting, waited = self._waiting(), time.monotonic() - start
+        for this in tries(self._run.context.interrupt, itertools.repeat(math.inf)):
+            waiting, now = self._waiting(), time.monotonic()
             if not waiting:
                 break
             longest = max(work.max_wait for work in waiting)
-            self._run.progress(_waiting_text(waiting), longest - waited)
-            self._each(waiting, lambda work: self._ask(work, trouble))
-            self._advance([work for work in waiting if not work.waits], Step.SAVE)
-            over = [work for work in waiting if work.waits and waited >= work.max_wait]
-            self._each(over, lambda work: _leave(work, trouble))
-            limits = [work.max_wait for work in self._waiting()]
-            this.at_most = max(0.0, min(limits, default=0) - (time.monotonic() - start))
+            self._run.progress(_waiting_text(waiting), start + longest - now)
+            over = [work for work in waiting if work.gives_up(start)]
+            due = [work for work in waiting if work in over or work.asks_at(start) <= now]
+            self._each(due, lambda work: self._ask(work, trouble))
+            self._advance([work for work in due if not work.waits], Step.SAVE)
+            self._each([work for work in over if work.waits], lambda work: _leave(work, trouble))
+            following = min((work.asks_at(start) for work in self._waiting()), default=0.0)
+            this.at_most = max(0.0, following - time.monotonic())
 
     def _waiting(self) -> list[Work]:
         return [work for work in self._works if work.waits]

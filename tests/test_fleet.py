@@ -903,7 +903,6 @@ def test_requests_of_one_enrollment(lab: Lab) -> None:
         "token",
         "certificates",
         "1000002",
-        "status",
         "1000002",
     ]
 

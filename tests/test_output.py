@@ -201,7 +201,7 @@ def test_a_dry_run_with_nothing_to_do_says_nothing(lab: Lab) -> None:
 
 
 def test_progress_names_what_is_awaited_how_long_and_the_limit(lab: Lab) -> None:
-    lab.scm.issue_after = 3
+    lab.scm.issue_after = 1
     lab.write_profile()
     _, shown = on_a_terminal(lab, "run", columns=120)
     assert re.search(r"www: waiting for 1 certificate, \d+ of at most \d+ s; Ctrl-C is safe", shown)
