@@ -3357,6 +3357,8 @@ def _system_trust() -> tuple[str | None, str | None]:
     """Return file and folder of what this system trusts."""
     import certifi
 
+    if named := os.environ.get("SSL_CERT_FILE"):
+        return named, None
     paths = ssl.get_default_verify_paths()
     if paths.cafile:
         return paths.cafile, None
@@ -3376,6 +3378,8 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
         return context
     file, folder = (tls.ca_bundle, None) if tls.ca_bundle else _system_trust()
     try:
+        if file and not pathlib.Path(file).is_file():  # it may be a pipe, and be waited for
+            raise FileNotFoundError
         context.load_verify_locations(file, folder)
     except OSError:
         variable = "" if tls.ca_bundle else ": check SSL_CERT_FILE in the environment"
@@ -5865,7 +5869,7 @@ def _is_file(path: pathlib.Path) -> bool:
 def _is_bundle(path: str) -> bool:
     """Tell whether a file holds certificates to trust; asked once per run, for it takes a while."""
     try:
-        ssl.create_default_context(cafile=path)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except OSError:
         return False
     return True

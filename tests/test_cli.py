@@ -20,7 +20,7 @@ import time
 import pytest
 from conftest import PASSWORD, PROCESS, PROGRAM, Lab
 from cryptography.hazmat.primitives.asymmetric import ec
-from simulators import HUNG
+from simulators import HUNG, server
 from simulators.ca import Authority, to_pem
 from simulators.certkeys import key_pem
 from simulators.server import Fault, Response
@@ -273,6 +273,36 @@ def test_the_proxy_of_the_environment_is_used_for_scm(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     lab.write_scm()
     assert lab("run").exit_code == 0
+
+
+def test_what_the_environment_says_to_trust_is_told_where_it_is_none(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is wrong with it, and without waiting for it: it may be a pipe."""
+    key = key_pem(ec.generate_private_key(ec.SECP256R1()))
+    damaged = server.authority_pem().replace("A", "B")
+    files = {"empty": b"", "text": b"no PEM\n", "binary": b"\xff\x00", "key": key}
+    for name, content in {**files, "damaged": damaged.encode()}.items():
+        (lab.home / name).write_bytes(content)
+    os.mkfifo(lab.home / "pipe")
+    lab.write_profile()
+    lab.write_scm(ca_bundle=None)
+    for name in (*files, "damaged", "pipe", "profiles", "missing"):
+        monkeypatch.setenv("SSL_CERT_FILE", str(lab.home / name))
+        error = lab.json("run").profile()["error"]
+        text = f"{lab.home / name} is not a PEM file of certificates: check SSL_CERT_FILE in the"
+        assert error == {"kind": "config", "message": f"{text} environment"}
+    assert not lab.scm.server.requests
+    monkeypatch.setenv("SSL_CERT_FILE", str(lab.ca_file))
+    assert lab("run").exit_code == 0
+
+
+def test_nobody_learns_session_keys_from_the_environment(lab: Lab) -> None:
+    lab.write_profile()
+    for command, name in ((("run",), "keys"), (("list", "--served"), "not/there")):
+        environment = {"SSLKEYLOGFILE": str(lab.home / name)}
+        assert lab.spawn(*command, environment=environment).exit_code == 0
+    assert not (lab.home / "keys").exists()
 
 
 # Lock, state, log
