@@ -2986,6 +2986,11 @@ _TRANSIENT = frozenset({429, 500, 502, 503, 504})
 _UNVERIFIED = Tls(verify=False)
 _OTHER_NAME = frozenset({62, 64})  # OpenSSL's codes for another host name, another address
 _WORDS_LIMIT = 500  # characters of somebody else's words in one message
+_OWN_WORDS = {  # fields of the JSON that hold nobody else's words
+    "action", "command", "finished", "kind", "key_type", "last_success", "level", "not_after",
+    "not_before", "outcome", "renews", "seen", "serial", "since", "started", "state", "status",
+    "steps", "type",
+}  # fmt: skip
 _INVISIBLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     r"\ud800-\udfff\U000e0000-\U000e007f]"
@@ -3053,39 +3058,6 @@ def tries(interrupt: Interrupt, delays: Iterable[float] = _RETRY_DELAYS) -> Iter
     yield Try(is_last=True)
 
 
-class Redactor:
-    """Replaces every secret that the program has come to know, wherever text leaves it.
-
-    Texts of less than four characters are left alone: they stand in every other word.
-    """
-
-    def __init__(self) -> None:
-        self._secrets: tuple[str, ...] = ()  # the longest first: one may be a part of another
-        self.variables: set[str] = set()  # of the environment, that hold secrets
-
-    def add(self, secret: str) -> None:
-        if len(secret) >= 4 and secret not in self._secrets:
-            forms = {secret, urllib.parse.quote(secret, safe=""), json.dumps(secret)[1:-1]}
-            self._secrets = tuple(sorted({*self._secrets, *forms}, key=len, reverse=True))
-
-    def hide_in(self, data: Any) -> Any:  # noqa: ANN401 - JSON
-        """Return JSON data with the secrets hidden in its texts."""
-        if isinstance(data, str):
-            return self.hide(data)
-        if isinstance(data, dict):
-            return {key: self.hide_in(value) for key, value in data.items()}
-        return [self.hide_in(item) for item in data] if isinstance(data, list) else data
-
-    def hide(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "<hidden>")
-        return text
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" + ("" if number == 1 else "s")
-
-
 def _escaped(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode()
 
@@ -3099,10 +3071,76 @@ def visible(text: str) -> str:
     return _INVISIBLE.sub(_escaped, text)
 
 
+def _folded(text: str) -> str:
+    return visible(re.sub(r"[ \t\r\n]+", " ", text).strip())
+
+
 def one_line(text: str) -> str:
     """Return what somebody else said, fit for a line: not too long, blanks for line breaks."""
-    line = visible(re.sub(r"[ \t\r\n]+", " ", text).strip())
+    line = _folded(text)
     return line if len(line) <= _WORDS_LIMIT else line[:_WORDS_LIMIT] + "..."
+
+
+def _spellings(secret: str) -> set[str]:
+    """Return how a secret may be written by whoever repeats it, and what becomes of that here."""
+    written = {secret, html.escape(secret), urllib.parse.quote_plus(secret)}
+    written |= {urllib.parse.quote(secret, safe=safe) for safe in ("", "/")}
+    written |= {json.dumps(secret, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
+    shown = {show(each) for each in written for show in (visible, _folded)}
+    return {each for each in written | shown if len(each) >= 4}
+
+
+def _is_own(key: str, value: object) -> bool:
+    """Tell whether a field of the JSON holds the program's own word, a time or a number.
+
+    Certificates have a state as well: a part of their country.
+    """
+    return key in _OWN_WORDS and (key != "state" or value in {*STATES, "unmanaged"})
+
+
+class Redactor:
+    """Replaces every secret that the program has come to know, wherever text leaves it.
+
+    Texts of less than four characters are left alone: they stand in every other word.
+    """
+
+    def __init__(self) -> None:
+        self._secrets: tuple[str, ...] = ()  # the longest first: one may be a part of another
+        self.variables: set[str] = set()  # of the environment, that hold secrets
+
+    def add(self, secret: str) -> None:
+        if len(secret) >= 4 and secret not in self._secrets:
+            known = {*self._secrets, *_spellings(secret)}
+            self._secrets = tuple(sorted(known, key=len, reverse=True))
+
+    def hide_in(self, data: Any) -> Any:  # noqa: ANN401 - JSON
+        """Return JSON data with the secrets hidden in its texts; its own words are left alone."""
+        if isinstance(data, str):
+            return self.hide(data)
+        if isinstance(data, dict):
+            return {
+                key: value if _is_own(key, value) else self.hide_in(value)
+                for key, value in data.items()
+            }
+        return [self.hide_in(item) for item in data] if isinstance(data, list) else data
+
+    def hide(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "<hidden>")
+            if "..." in text:
+                text = self._hide_cut(secret, text)
+        return text
+
+    @staticmethod
+    def _hide_cut(secret: str, text: str) -> str:
+        """Hide what is left of a secret where the words that held it were cut."""
+        for length in range(len(secret) - 1, 3, -1):
+            text = text.replace(f"{secret[:length]}...", "<hidden>...")
+        return text
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 _Done = TypeVar("_Done")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import os
 import pathlib
 import random
@@ -9,10 +11,12 @@ import re
 import shutil
 import sys
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 
 import pytest
 from conftest import CLIENT_SECRET, PASSWORD, ROOT, Lab
+from simulators.server import Response
 
 import citrixagent as agent
 
@@ -220,6 +224,62 @@ def test_what_is_only_looked_up_fetches_no_secret(lab: Lab) -> None:
     found = lab.json("discover", "ns").document()["profiles"]
     assert "theirs" not in {each["certkey"] for each in found}
     assert not (lab.home / "profiles" / "fetched").exists()
+
+
+# ----- What leaves the program --------------------------------------------------------------------
+
+
+def echo(lab: Lab, words: str) -> str:
+    """Have SCM refuse an order with such words; return all that is told of it."""
+    body = json.dumps({"code": -9, "description": words}).encode()
+    lab.scm.server.rewrite = lambda request, answer: (
+        Response(400, body) if request.path.endswith("/certificates") else answer
+    )
+    told = lab("-v", "run").text + lab.json("run").text
+    state = lab.home / "state"
+    told += "".join((state / name).read_text() for name in ("citrixagent.log", "last-run.json"))
+    page = lab("status", "--format", "html").stdout
+    return told + page
+
+
+def test_a_secret_is_hidden_in_every_spelling_that_becomes_of_it(lab: Lab) -> None:
+    """As it is, as others write it, with blanks folded, made visible, and cut off."""
+    lab.write_profile()
+    for secret in ("pa  ss\t word ", " a\u00a0b\u202e\x85c ", "q\"u\\o'te&<d>", "a+b c/d%?ü"):
+        shown = secret.replace("\t", " ")
+        lab.scm.add_client("other", shown)
+        lab.write_scm(client_id="other", client_secret=shown)
+        quoted = [urllib.parse.quote(shown, safe=""), urllib.parse.quote_plus(shown)]
+        written = [shown, json.dumps(shown)[1:-1], html.escape(shown), *quoted]
+        told = echo(lab, " ".join(f"<<{each}>>" for each in written))
+        assert told.count("<<<hidden>>>") >= 2 * len(written), told
+        for each in (*written, " ".join(shown.split()), agent.visible(shown)):
+            assert each not in told
+    long = "correct-horse-battery-staple"
+    lab.scm.add_client("other", long)
+    lab.write_scm(client_id="other", client_secret=long)
+    told = echo(lab, "x" * 480 + long)
+    assert "x<hidden>..." in told
+    assert "corr" not in told
+
+
+def test_a_secret_may_be_a_word_of_the_json(lab: Lab) -> None:
+    """What is read by programs stays what it is."""
+    for secret in ("failed", "warn", "auth", "create_key", "profiles", "enrolled", "2026", "error"):
+        lab.appliance.add_user("other", secret)
+        password(lab, username="other", password=secret)
+        told = lab.json("run", "--dry-run")
+        plan = told.profile()
+        assert (plan["outcome"], plan["steps"][0]) == ("planned", "create_key")
+        assert agent.parse_iso(told.document()["started"])
+        assert {each["status"] for each in lab.json("check").document()["checks"]} >= {"ok"}
+    lab.appliance.add_user("other", "failed")
+    password(lab, username="other", password="failed")
+    lab.scm.server.refuse()
+    assert lab.json("run").profile()["outcome"] == "failed"
+    assert lab.json("status").document()["profiles"][0]["outcome"] == "failed"
+    assert lab.json("list").document()["certificates"][0]["state"] == "not installed"
+    lab.scm.server.accept()
 
 
 # ----- What may hold a value is never told --------------------------------------------------------
