@@ -3417,12 +3417,15 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
     file, folder = (tls.ca_bundle, None) if tls.ca_bundle else _system_trust()
     try:
         if file and not pathlib.Path(file).is_file():  # it may be a pipe, and be waited for
-            raise FileNotFoundError
+            raise ssl.SSLError
         context.load_verify_locations(file, folder)
-    except OSError:
+    except OSError as error:
+        is_none = isinstance(error, ssl.SSLError)
+        what = (
+            "is not a PEM file of certificates" if is_none else f"cannot be read: {error.strerror}"
+        )
         variable = "" if tls.ca_bundle else ": check SSL_CERT_FILE in the environment"
-        text = f"{file} is not a PEM file of certificates{variable}"
-        raise AgentError("config", text) from None
+        raise AgentError("config", f"{file or folder} {what}{variable}") from None
     return context
 
 
@@ -5545,12 +5548,18 @@ def load_packages() -> None:
     b"a".decode("utf-8-sig").encode("idna")
 
 
+def is_folder(path: pathlib.Path) -> bool:
+    with contextlib.suppress(OSError):  # a name that no folder can have
+        return path.is_dir()
+    return False
+
+
 def become_owner(folder: pathlib.Path) -> str:
     """Give up root's rights where the state belongs to somebody else; say who that is then.
 
     A link is not followed: whoever can make one could choose a victim.
     """
-    if os.geteuid() or not folder.is_dir() or folder.is_symlink():
+    if os.geteuid() or not is_folder(folder) or folder.is_symlink():
         return ""
     made = folder.stat()
     if not made.st_uid:
@@ -5701,7 +5710,7 @@ class Store:
 
     def prepare(self) -> None:
         """Make the folder, for the owner alone, or see that it is his."""
-        if not self.folder.parent.is_dir():
+        if not is_folder(self.folder.parent):
             raise AgentError("config", no_home_text(self.folder.parent))
         try:
             with contextlib.suppress(FileExistsError):
@@ -6930,9 +6939,8 @@ class Prover:
         except ValueError:
             return f"{place} could not be verified: it presents no certificate", False
         if found.serial != wanted.serial or wanted.pem not in {"", found.pem}:
-            serial = shown_serial(found.serial)
-            text = f"{place} presents another certificate (serial {serial}, {found.common_name})"
-            return text, True
+            what = f"serial {shown_serial(found.serial)}, {one_line(found.common_name)}"
+            return f"{place} presents another certificate ({what})", True
         missing = missing_of(chain, shown.chain) if shown.chain else []
         text = f"{place} presents the certificate without {', '.join(missing)} of its chain"
         return text * bool(missing), True
@@ -8804,11 +8812,14 @@ class Console:
         self.is_terminal = is_terminal(sys.stdout) and not quiet
         self.is_watched = is_terminal(sys.stderr)
 
-    def say(self, text: str, colour: str = "") -> None:
-        """Print a text of the program's own, which may have several lines."""
+    def say(self, line: str, colour: str = "") -> None:
         if not self._quiet:
-            for line in text.split("\n"):
-                self._echo(line, colour if self._paints else "")
+            self._echo(line, colour if self._paints else "")
+
+    def show(self, text: str) -> None:
+        """Print a text of the program's own, which may have several lines."""
+        for line in text.split("\n"):
+            self.say(line)
 
     def complain(self, text: str) -> None:
         self._echo(text, err=True)
@@ -10371,7 +10382,9 @@ class Session:
 
     def _was_surprised(self, error: Exception) -> int:
         """Take an error that nobody expected for one that is told like any other."""
-        text = f"unexpected {type(error).__name__}: the log in state/ tells more"
+        reason = error.strerror if isinstance(error, OSError) else None
+        what = ": ".join(filter(None, (type(error).__name__, reason)))
+        text = f"unexpected {what}: the log in state/ tells more"
         if text not in [each.message for each in self.report.errors]:
             self.report.errors.append(AgentError("state", text))
         return ExitCode.FAILED
@@ -10957,7 +10970,7 @@ def _found_document(found: Found) -> Document:
 def _tell_found(found: Found, console: Console, *, written: bool) -> None:
     name = f"profiles/{found.file}"
     if not written:
-        console.say(f"# {name}\n{_profile_text(found)}")
+        console.show(f"# {name}\n{_profile_text(found)}")
     elif found.written:
         rest = "" if found.complete else f", fill in {_listed(found.missing + found.refused)}"
         console.say(f"{name}: written{rest}")
@@ -11014,7 +11027,7 @@ def discover(session: Session, names: Sequence[str], *, write: bool) -> None:
         "left_alone": dict(left_alone),
         "due_soon": due,
     }
-    report.console.say(_survey_text(found, left_alone, due))
+    report.console.show(_survey_text(found, left_alone, due))
 
 
 # ----- 23. Checks -----------------------------------------------------------------------------
@@ -11547,7 +11560,7 @@ class Questions:
             try:
                 return check(answer)
             except ValueError as error:
-                self._console.say(f"  {error}")
+                self._console.show(f"  {error}")
 
     def hidden(self, question: str) -> str:
         while not (answer := self._read(f"{question} [hidden]: ", hide=True)):
@@ -11870,7 +11883,7 @@ class Setup:
             try:
                 self._look(_parse_appliance_draft(draft, []))
             except AgentError as error:
-                self._console.say(f"  {error.message}")
+                self._console.show(f"  {error.message}")
                 if error.kind != "auth":
                     return False
             else:
@@ -11968,7 +11981,7 @@ class Setup:
         """Show each file and write it where that is wished; return whether any was written."""
         written = False
         for draft in self._drafts:
-            self._console.say(f"\n{draft.path}:\n{draft.text()}")
+            self._console.show(f"\n{draft.path}:\n{draft.text()}")
             for file in draft.secrets:
                 self._console.say(f"The secret goes to {(draft.path.parent / file).resolve()}")
             if draft.is_sample or self._ask.agrees(f"Write {draft.path}?"):
@@ -11989,7 +12002,7 @@ class Setup:
         try:
             do()
         except AgentError as error:
-            self._console.say(f"  {error.message}")
+            self._console.show(f"  {error.message}")
             return False
         return True
 
@@ -12366,7 +12379,7 @@ class Listing:
             return found | {"ok": False, "message": "it presents no certificate"}
         found |= {"serial": shown_serial(leaf.serial), "issuer": leaf.issuer}
         is_it = certificate is not None and leaf.serial == certificate.serial
-        text = "" if is_it else f"it presents another certificate ({leaf.common_name})"
+        text = "" if is_it else f"it presents another certificate ({one_line(leaf.common_name)})"
         return found | {"chain_length": shown.chain_length, "ok": is_it, "message": text}
 
     def _address_of(self, name: str, profile: Profile | None) -> tuple[str, int]:
@@ -12911,7 +12924,7 @@ def check_status_options(limits: Limits, style: str | None, *, as_json: bool) ->
 def show_status(home: pathlib.Path, names: Sequence[str], limits: Limits, style: str) -> int:
     """Print what the last commands saw, from state/ alone; return the exit code."""
     redactor = Redactor()
-    if not home.is_dir():
+    if not is_folder(home):
         raise AgentError("state", no_home_text(home))
     last_run = Store(home).read_last_run()
     try:

@@ -10,6 +10,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
@@ -228,6 +229,24 @@ def test_two_names_never_become_one(names: set[str]) -> None:
     assert agent.shorten(one) != agent.shorten(two)
 
 
+def signed(
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    subject: x509.Name,
+    public_key: CertificatePublicKeyTypes,
+    *,
+    leaf: bool = False,
+) -> x509.Certificate:
+    """Return a certificate that is made by hand."""
+    builder = x509.CertificateBuilder(
+        issuer, subject, public_key, x509.random_serial_number(), NOW, NOW + 100 * DAY
+    ).add_extension(x509.BasicConstraints(ca=not leaf, path_length=None), critical=True)
+    if leaf:
+        alternatives = x509.SubjectAlternativeName(list(map(general, NAMES)))
+        builder = builder.add_extension(alternatives, critical=True)
+    return builder.sign(key, hashes.SHA256())
+
+
 def grown(length: int, *, leaf_is_authority: bool = False) -> tuple[str, bytes]:
     """Return a CSR and an answer whose leaf has so many intermediates above it, and no root."""
     request = csr()
@@ -241,13 +260,7 @@ def grown(length: int, *, leaf_is_authority: bool = False) -> tuple[str, bytes]:
         subject = names[number - 1] if number else x509.Name([])
         key = keys[number - 1].public_key() if number else wanted
         is_authority = bool(number) or leaf_is_authority
-        builder = x509.CertificateBuilder(
-            names[number], subject, key, x509.random_serial_number(), NOW, NOW + 100 * DAY
-        ).add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
-        if not number:
-            alternatives = x509.SubjectAlternativeName(list(map(general, NAMES)))
-            builder = builder.add_extension(alternatives, critical=True)
-        made.append(builder.sign(keys[number], hashes.SHA256()))
+        made.append(signed(names[number], keys[number], subject, key, leaf=not is_authority))
     return request.decode(), b"".join(
         each.public_bytes(serialization.Encoding.PEM) for each in made
     )
@@ -260,6 +273,23 @@ def test_a_chain_may_have_six_intermediates_and_no_more() -> None:
     with pytest.raises(agent.AgentError, match="more than 6 intermediates") as caught:
         agent.check_issued(answer, request, NAMES, NOW)
     assert caught.value.kind == "mismatch"
+
+
+def test_what_else_is_in_an_answer_makes_no_chain() -> None:
+    """Hundreds of strangers, the same ones again, a leaf above itself, issuers in a circle."""
+    request, answer = grown(2)
+    chain = agent.check_issued(answer, request, NAMES, NOW)
+    others = [grown(1)[1] for _ in range(20)]
+    assert agent.check_issued(b"".join(others) * 20 + answer, request, NAMES, NOW) == chain
+    assert agent.check_issued(answer * 50, request, NAMES, NOW) == chain
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Circle {n}")]) for n in range(2)]
+    wanted = x509.load_pem_x509_csr(request.encode()).public_key()
+    circle = [(0, names[0], keys[0].public_key()), (1, names[1], keys[1].public_key())]
+    made = [signed(names[1 - n], keys[1 - n], subject, key) for n, subject, key in circle]
+    made.append(signed(names[0], keys[0], x509.Name([]), wanted, leaf=True))
+    answer = b"".join(each.public_bytes(serialization.Encoding.PEM) for each in made)
+    assert len(agent.check_issued(answer, request, NAMES, NOW)) <= 3
 
 
 def test_a_leaf_that_may_sign_others_is_refused() -> None:

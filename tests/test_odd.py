@@ -14,12 +14,14 @@ from collections.abc import Iterator
 import pytest
 from conftest import Lab
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from simulators.ca import Authority, hierarchy, to_pem
 from simulators.odd import ODD, odd_pem
 from simulators.server import Request, Response, tls_context
 from test_faults import failed
+from test_fuzz import ACTS
 from test_run import install_own, serial_of
 
 import citrixagent as agent
@@ -136,6 +138,45 @@ def test_a_virtual_server_that_presents_an_odd_certificate(lab: Lab, kind: str) 
             told = lab.json("run").profile()
     assert told["outcome"] == "enrolled"
     assert told["warnings"]
+
+
+FORGED = "\x1b]0;x\x07\u202e\x9b31m\u200b\u2028\x85\r\nwww: enrolled"
+
+
+def forged_leaf() -> x509.Certificate:
+    """Return a certificate whose names act on a terminal, and forge a line."""
+    kinds = (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME, NameOID.LOCALITY_NAME)
+    name = x509.Name([x509.NameAttribute(kind, f"x{FORGED}") for kind in kinds])
+    now = dt.datetime.now(dt.timezone.utc)
+    builder = x509.CertificateBuilder(
+        name, name, KEY.public_key(), 77, now, now + dt.timedelta(days=90)
+    )
+    names = x509.SubjectAlternativeName([x509.DNSName("other.example.com")])
+    return builder.add_extension(names, critical=False).sign(KEY, hashes.SHA256())
+
+
+@pytest.mark.long
+def test_names_that_act_on_a_terminal_are_shown_as_what_they_are(lab: Lab) -> None:
+    """Of certificates, certkeys and virtual servers, and of what an unverified peer presents."""
+    leaf = to_pem([forged_leaf()])
+    lab.appliance.install(f"theirs{FORGED}", leaf, KEY_PEM)
+    lab.appliance.add_virtual_server(f"vs{FORGED}", "gateway")
+    lab.appliance.bind(f"vs{FORGED}", f"theirs{FORGED}")
+    install_own(lab, days_left=150)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        context = tls_context([(leaf, KEY_PEM)])
+        threading.Thread(target=accept, args=(listener, context), daemon=True).start()
+        place = f"127.0.0.1:{listener.getsockname()[1]}"
+        servers = [{"name": "vs_www", "type": "load_balancing", "connect": place}]
+        lab.write_profile(virtual_servers=servers)
+        commands = (("run",), ("list", "--all", "--served"), ("check", "-v"), ("discover",))
+        told = [lab(*command) for command in (*commands, ("renew", "www"), ("status",))]
+    log = (lab.home / "state" / "citrixagent.log").read_text()
+    for text in (*(outcome.text for outcome in told), log):
+        assert not ACTS.search(text.replace("\n", ""))
+        assert not [line for line in text.splitlines() if line.startswith("www: enrolled")]
+    assert "\\x1b]0;x\\x07" in told[1].stdout
+    assert "\\x1b]0;x\\x07" in told[2].stdout
 
 
 def accept(listener: socket.socket, context: object) -> None:

@@ -271,7 +271,7 @@ def test_a_secret_may_be_a_word_of_the_json(lab: Lab) -> None:
         told = lab.json("run", "--dry-run")
         plan = told.profile()
         assert (plan["outcome"], plan["steps"][0]) == ("planned", "create_key")
-        assert agent.parse_iso(told.document()["started"])
+        agent.parse_iso(told.document()["started"])
         assert {each["status"] for each in lab.json("check").document()["checks"]} >= {"ok"}
     lab.appliance.add_user("other", "failed")
     password(lab, username="other", password="failed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import time_machine
 from conftest import PROGRAM, ROOT, Lab, Outcome
 
 NOBODY = 65534
@@ -301,6 +303,44 @@ def test_with_few_threads_or_files_one_appliance_follows_another(public: Lab, li
     outcome = run_limited(public, "run", limits=limits)
     assert outcome.exit_code == 0, outcome
     assert len(public.scm.orders) == 5
+
+
+@pytest.mark.parametrize("home", ["x" * 300, "y/" * 3000, "z\udcff"], ids=["name", "path", "byte"])
+def test_a_home_that_can_be_none_is_told_like_one_that_is_missing(lab: Lab, home: str) -> None:
+    for command in ("run", "list", "check", "status", "eula"):
+        words = [sys.executable, str(PROGRAM), "--home", f"/{home}", command]
+        done = subprocess.run(words, capture_output=True, check=False)
+        assert done.returncode in {1, 3}
+        assert b"there is no folder /" in done.stderr
+        assert done.stderr.count(b"\n") == 1
+        assert not done.stdout
+
+
+@as_root
+def test_very_few_files_are_told_as_that(public: Lab) -> None:
+    give_away(public)
+    for most in (4, 5, 6, 7):
+        limits = f"resource.setrlimit(resource.RLIMIT_NOFILE, ({most}, {most}))"
+        outcome = run_limited(public, "run", "--json", limits=limits)
+        assert (outcome.exit_code, outcome.stderr) == (1, "")
+        assert "Too many open files" in json.dumps(outcome.document())
+    assert run_limited(public, "run").exit_code == 0
+    assert len(public.scm.orders) == 1
+
+
+@pytest.mark.filterwarnings("ignore::urllib3.exceptions.SystemTimeWarning")
+def test_a_clock_that_was_never_set_orders_nothing_and_warns_of_nothing_else(lab: Lab) -> None:
+    lab.write_profile()
+    now = dt.datetime.now(dt.timezone.utc)
+    lab.scm.server.clock = lambda: now
+    for year in (1970, 2001, 2024, 2099):
+        with time_machine.travel(dt.datetime(year, 1, 2, tzinfo=dt.timezone.utc), tick=True):
+            outcome = lab.json("run")
+        error = outcome.profile()["error"]
+        assert (outcome.exit_code, error["kind"], outcome.stderr) == (1, "state", "")
+        assert "clock" in error["message"]
+    assert not lab.scm.orders
+    assert lab("run").exit_code == 0
 
 
 SURPRISED = [
