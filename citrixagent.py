@@ -3515,8 +3515,10 @@ def _shown(
 ) -> Presented:
     """Shake hands; what was presented counts, however that ends.
 
-    A server that wants a certificate of its clients ends it, after it has presented its own.
+    A server that wants a certificate of its clients ends it, after it has presented its own. A name
+    that cannot be asked for is a ValueError, before there is a connection that would be left open.
     """
+    (name or "").encode("idna")
     wrap = functools.partial(
         context.wrap_socket, server_hostname=name, do_handshake_on_connect=False
     )
