@@ -3635,7 +3635,7 @@ class Transport:
         nothing is sent for as long as one request may take, by anybody; nor before the time that a
         server asks for. Raises TransportError.
         """
-        if not repeatable and time.monotonic() - self._used > _KEPT:
+        if not (repeatable or self.is_ending) and time.monotonic() - self._used > _KEPT:
             self.close()  # a kept connection that breaks would leave the outcome unknown
         server = self._context.server(url)
         if not self.is_ending:
@@ -7080,18 +7080,22 @@ class Memory:
     """The record of one profile, on disk before anything else happens; a dry run writes nothing."""
 
     def __init__(self, profile: str, run: Run) -> None:
-        self.record = Record(profile)
+        self.record = self._on_disk = Record(profile)
         self._store = run.store
         self._is_read_only = run.dry_run
 
     def recall(self) -> None:
-        self.record = self._store.load(self.record.profile)
+        self.record = self._on_disk = self._store.load(self.record.profile)
 
     def keep(self, record: Record) -> None:
-        """Replace the record; what could not be written is written with the next one."""
+        """Replace the record; what could not be written is written with the next one.
+
+        Nothing is written where the disk has it.
+        """
         self.record = record
-        if not self._is_read_only:
+        if record != self._on_disk and not self._is_read_only:
             self._store.save(record)
+            self._on_disk = record
 
     def try_to_keep(self, record: Record) -> None:
         """Replace the record after a failure, which is told also where the disk is full."""
@@ -7135,8 +7139,11 @@ class Job:
             if text not in self.result.warnings:
                 self.result.warnings.append(text)
 
-    def delete_litter(self) -> None:
-        """Delete the files of ours that neither this nor the last generation needs."""
+    def delete_litter(self, *, finishes: bool = False) -> None:
+        """Delete the files of ours that neither this nor the last generation needs.
+
+        ``finishes``: that was all that was left to do of a change.
+        """
         record = self.memory.record
         kept = {file for each in record.generations for file in (each.key_file, each.cert_file)}
         kept |= self.view.files_in_use()
@@ -7148,7 +7155,8 @@ class Job:
             except AgentError as error:
                 self.result.warnings.append(f"{file} was not deleted: {error.message}")
                 left.append(file)
-        self.memory.keep(dataclasses.replace(record, litter=tuple(left)))
+        finishing = None if finishes else record.finishing
+        self.memory.keep(dataclasses.replace(record, litter=tuple(left), finishing=finishing))
 
 
 _MOST_NAMES = 5  # that are tried for a key file, where others are taken
@@ -7318,7 +7326,6 @@ class Ordering:
     def create_key(self) -> None:
         """Have a key made; a file of that name that somebody else has is left alone."""
         tried: list[str] = []
-        self._memory.keep(self._record)  # the file's name, before there is a file
         while not self._made_key(is_last=len(tried) == _MOST_NAMES):
             tried.append(self._change.new.key_file)
             self._rename(*self._name_files(*tried))
@@ -7827,14 +7834,15 @@ class Installer:
         row = self._row
         is_to_prove = self._profile.handshake != "off"
         self._job.sync()
-        self._memory.keep(dataclasses.replace(self._record, unverified=is_to_prove, unsaved=True))
+        record = dataclasses.replace(self._record, unverified=is_to_prove, unsaved=True)
+        old = open_change(record).old
+        if row and (old is None or old.serial != row.serial):
+            record = changing(record, old=self._generation_of(row))
+        self._memory.keep(record)
         if row is None:
             self._add()
-            return
-        old = open_change(self._record).old
-        if old is None or old.serial != row.serial:
-            self._memory.keep(changing(self._record, old=self._generation_of(row)))
-        self._replace(row)
+        else:
+            self._replace(row)
 
     def _replace(self, row: CertKey) -> None:
         """Update the certkey, with room made for it where it has to be and may be."""
@@ -7999,8 +8007,7 @@ class Installer:
 
     def clean_up(self) -> None:
         """Delete the files that neither this nor the last generation needs."""
-        self._job.delete_litter()
-        self._memory.keep(dataclasses.replace(self._record, finishing=None))
+        self._job.delete_litter(finishes=True)
 
     def fail_rollback(self, error: AgentError) -> None:
         """Forget a rollback that the appliance refused: it must not stand in a renewal's way.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 
 from conftest import Lab
 from simulators.netscaler import nitro_error
-from simulators.server import Fault
+from simulators.server import Fault, Request
 from test_faults import wants
 from test_run import install_own, own_files
 
@@ -20,6 +21,24 @@ def test_an_order_that_failed_is_given_up_with_force(lab: Lab) -> None:
     assert lab("enroll", "--force", "www").exit_code == 0
     assert [order.action for order in lab.scm.orders] == ["enroll", "enroll"]
     assert lab.appliance.virtual_servers["vs_www"].handshake()[0] == lab.scm.orders[1].leaf
+
+
+def test_what_stands_on_record_is_not_written_again(lab: Lab) -> None:
+    """Each write waits for the disk: whoever looks never finds the same text in another file."""
+    written: defaultdict[str, set[int]] = defaultdict(set)
+    record = lab.home / "state" / "profile-www.json"
+
+    def look(_: Request) -> None:
+        if record.exists():
+            written[record.read_text()].add(record.stat().st_mtime_ns)
+
+    for server in (lab.appliance.server, lab.scm.server):
+        server.before = server.after = look
+    lab.write_profile()
+    for command in ("run", "renew"):
+        assert lab(command, "www").exit_code == 0
+        assert {len(times) for times in written.values()} == {1}
+    assert len(written) > 15
 
 
 def test_consent_to_replace_a_default_certificate_is_kept_while_the_order_waits(lab: Lab) -> None:

@@ -241,6 +241,7 @@ class HttpsServer:
         self.present_pair(*self.own)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        self.connections = 0  # with TLS, that came about
         self._connections: set[socket.socket] = set()
         self._server: _Listener | None = None
         self._place: socket.socket | None = None  # keeps the port while nobody listens there
@@ -309,6 +310,7 @@ class HttpsServer:
         connection.getpeername()  # fails for a peer that is gone, where ssl would leak the socket
         tls = self._context.wrap_socket(connection, server_side=True)
         self._connections.add(tls)
+        self.connections += 1
         return tls
 
     def forget(self, connection: socket.socket) -> None:
