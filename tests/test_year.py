@@ -79,7 +79,7 @@ class Weather:
             return
         response = ANSWERS.get(kind, Response(500))
         name = "status" if kind in ANSWERS else kind
-        self.server.faults = [Fault(name, request.number, response=response, seconds=2.5)]
+        self.server.faults = [Fault(name, request.number, response=response, seconds=5.5)]
 
     def clear(self) -> None:
         if self._opener.ident:
@@ -115,7 +115,7 @@ class Year:
         appliance.add_virtual_server(f"vs_{name}", "load_balancing")
         self.lab.write_profile(
             name,
-            citrix=self.lab.citrix(host=appliance.host, timeout=2),
+            citrix=self.lab.citrix(host=appliance.host, timeout=5),
             virtual_servers=[{"name": f"vs_{name}", "type": "load_balancing"}],
             certificate=self.lab.certificate(
                 common_name=f"{name}.example.com", subject_alternative_names=None
@@ -283,7 +283,7 @@ def files_of(record: Document) -> set[str]:
 def year(lab: Lab) -> Iterator[Year]:
     with NetScaler() as second:
         second.add_user("citrixagent", PASSWORD)
-        lab.write_scm(timeout=2)
+        lab.write_scm(timeout=5)
         lab.scm.account.term = TERM
         made = Year(lab, [lab.appliance, second], SEED)
         yield made
