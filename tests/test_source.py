@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 
@@ -11,9 +12,13 @@ from conftest import PROGRAM, ROOT
 from citrixagent import PACKAGES
 
 SOURCE = PROGRAM.read_text()
-TREE = ast.parse(SOURCE)
 BANNERS = re.findall(r"^# ----- (\d+\. .+?) -+$", SOURCE, re.MULTILINE)
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+@functools.cache
+def tree() -> ast.Module:
+    return ast.parse(SOURCE)
 
 
 def line_of(banner: str) -> int:
@@ -38,7 +43,7 @@ def test_an_old_python_gets_as_far_as_to_the_sentence_that_says_so() -> None:
 
 def test_the_map_in_the_docstring_is_the_banners() -> None:
     """A reader finds each thing where the map says."""
-    docstring = ast.get_docstring(TREE) or ""
+    docstring = ast.get_docstring(tree()) or ""
     mapped = re.findall(r"^(\d+\. [A-Z][\w ]*?)(?:  +|$)", docstring, re.MULTILINE)
     assert mapped == BANNERS
     assert [banner.split(".")[0] for banner in BANNERS] == [
@@ -49,7 +54,7 @@ def test_the_map_in_the_docstring_is_the_banners() -> None:
 def test_a_name_is_defined_before_it_is_used() -> None:
     """The file reads as a book: no definition refers to one further down."""
     defined: dict[str, int] = {}
-    for node in TREE.body:
+    for node in tree().body:
         if isinstance(node, Definition):
             defined[node.name] = node.lineno
         elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -57,7 +62,7 @@ def test_a_name_is_defined_before_it_is_used() -> None:
             defined |= {t.id: node.lineno for t in targets if isinstance(t, ast.Name)}
     forward = [
         f"{name.id} in line {name.lineno}"
-        for node in TREE.body
+        for node in tree().body
         for name in names_in(node)
         if defined.get(name.id, 0) > (node.end_lineno or 0)
     ]
@@ -71,7 +76,7 @@ def test_the_upper_half_is_pure() -> None:
     impure |= {"open", "signal", "sys", "random", "getpass", "fcntl", "utc_now", "logging"}
     used = {
         name.id
-        for node in TREE.body
+        for node in tree().body
         if not isinstance(node, ast.Import | ast.ImportFrom | ast.If) and begin < node.lineno < end
         for name in names_in(node)
     } & impure
@@ -82,7 +87,7 @@ def test_the_upper_half_is_pure() -> None:
 
 
 def test_no_global_no_print_no_nested_function() -> None:
-    nodes = list(ast.walk(TREE))
+    nodes = list(ast.walk(tree()))
     assert not [node for node in nodes if isinstance(node, ast.Global | ast.Nonlocal)]
     assert not re.search(r"^\s*print\(", SOURCE, re.MULTILINE)
     nested = [
@@ -96,7 +101,7 @@ def test_no_global_no_print_no_nested_function() -> None:
 
 
 def test_no_function_is_longer_than_a_screen() -> None:
-    functions = [node for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in ast.walk(tree()) if isinstance(node, ast.FunctionDef)]
     tables = {"_start", "_go_on"}  # README's tables, row by row
     lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
     long = {name for name, length in lengths.items() if length > 60}
@@ -105,7 +110,7 @@ def test_no_function_is_longer_than_a_screen() -> None:
 
 def test_no_class_is_more_than_one_thing() -> None:
     """NetScaler has a method for each remote call."""
-    classes = [node for node in ast.walk(TREE) if isinstance(node, ast.ClassDef)]
+    classes = [node for node in ast.walk(tree()) if isinstance(node, ast.ClassDef)]
     lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in classes}
     assert {name for name, length in lengths.items() if length > 350} <= {"NetScaler"}
 

@@ -25,6 +25,7 @@ import functools
 import http.client
 import http.server
 import ipaddress
+import itertools
 import pathlib
 import socket
 import socketserver
@@ -224,8 +225,21 @@ def tls_context(chains: list[tuple[str, str]]) -> ssl.SSLContext:
     return context
 
 
+# Thousands of servers are made in a run of the tests; those of one lab have pairs of their own.
+@functools.cache
+def _own_pair(_: int) -> tuple[str, str]:
+    return server_certificate()
+
+
+@functools.cache
+def _context_for(chain: str, key: str) -> ssl.SSLContext:
+    return tls_context([(chain, key)])
+
+
 class HttpsServer:
     """Serves ``handle`` over HTTPS on a free port of 127.0.0.1 between ``start`` and ``stop``."""
+
+    _made = itertools.count()
 
     def __init__(self, handle: Callable[[Request], Response]) -> None:
         self.handle = handle
@@ -237,7 +251,7 @@ class HttpsServer:
         self.clock: Callable[[], dt.datetime] | None = None
         self.latency = 0.0
         self.refuse_after: int | None = None
-        self.own = server_certificate()
+        self.own = _own_pair(next(self._made) % 16)
         self.present_pair(*self.own)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -268,7 +282,7 @@ class HttpsServer:
     def present_pair(self, chain: str, key: str) -> None:
         """Present another certificate (PEM, with its key) from the next connection on."""
         self.certificate = chain
-        self._context = tls_context([(chain, key)])
+        self._context = _context_for(chain, key)
 
     def start(self) -> None:
         self._stopping.clear()
