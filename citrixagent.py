@@ -1344,6 +1344,14 @@ def parse_profile(
 _NO_DEFAULTS = ("name", "common_name", "subject_alternative_names")
 
 
+_DEFAULT_BLOCKS: Mapping[str, Callable[[Section], object]] = {
+    "certificate": lambda section: _parse_certificate(section, ""),
+    "renewal": _parse_renewal,
+    "enrollment": _parse_enrollment,
+    "verification": _parse_verification,
+}
+
+
 def _known_keys(parse: Callable[[Section], object], source: Source) -> list[str]:
     section = Section({}, source, [])
     parse(section)
@@ -1352,13 +1360,7 @@ def _known_keys(parse: Callable[[Section], object], source: Source) -> list[str]
 
 def _check_defaults(defaults: Section) -> None:
     """Report the keys that no profile takes; what is wrong with values is told of the profiles."""
-    blocks: dict[str, Callable[[Section], object]] = {
-        "certificate": lambda section: _parse_certificate(section, ""),
-        "renewal": _parse_renewal,
-        "enrollment": _parse_enrollment,
-        "verification": _parse_verification,
-    }
-    for key, parse in blocks.items():
+    for key, parse in _DEFAULT_BLOCKS.items():
         if isinstance(defaults.value(key), dict):
             block = defaults.section(key)
             block.known = _known_keys(parse, defaults.source)
@@ -1368,6 +1370,24 @@ def _check_defaults(defaults: Section) -> None:
     defaults.known += ["citrix"]
     defaults.forbid(["virtual_servers"], "has no default: give it in the profile")
     defaults.close()
+
+
+def check_values(
+    defaults: Section, appliance_named: Callable[[str, list[str]], Appliance]
+) -> list[str]:
+    """Return what is wrong with the values of defaults, whether or not a profile takes them."""
+    found: list[str] = []
+    if defaults.given("citrix"):
+        below = defaults.apart(found)
+        _parse_citrix(Section({}, defaults.source, found, below=below), appliance_named, found)
+    for key, parse in _DEFAULT_BLOCKS.items():
+        if isinstance(defaults.value(key), dict):
+            missing: list[str] = []
+            parse(Section({}, defaults.source, missing, f"defaults.{key}"))
+            block: list[str] = []
+            parse(defaults.section(key).apart(block))
+            found += [text for text in block if text not in missing]
+    return found
 
 
 _MAIL_PORTS = {"starttls": 587, "tls": 465, "none": 25}
@@ -6219,10 +6239,16 @@ class Programs:
 
 @dataclasses.dataclass
 class Loaded:
-    """What the configuration files gave: usable profiles, and problems by profile."""
+    """What the configuration files gave: usable profiles, and problems by profile.
+
+    ``read``: what could be read of broken ones. ``untold``: what is wrong with defaults, and stops
+    no profile, because none takes it.
+    """
 
     profiles: list[Profile] = dataclasses.field(default_factory=list)
     broken: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    read: dict[str, Profile] = dataclasses.field(default_factory=dict)
+    untold: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -6373,7 +6399,15 @@ class Home:
                 loaded.profiles.append(profile)
             else:
                 loaded.broken.setdefault(path.stem, []).extend(problems[path])
+                loaded.read |= {path.stem: profile} if profile else {}
+        told = {text for texts in problems.values() for text in texts}
+        loaded.untold = [text for text in self._wrong_defaults() if text not in told]
         return loaded
+
+    def _wrong_defaults(self) -> list[str]:
+        problems: list[str] = []
+        defaults = self.defaults(problems)
+        return check_values(defaults, self._appliance) if defaults else []
 
     def _has_namesake(self, path: pathlib.Path) -> bool:
         """Tell whether a profile from elsewhere would share the records of one in profiles/."""
@@ -10321,6 +10355,13 @@ def refused_login(run: Run) -> list[AgentError]:
     return []
 
 
+class DeclinedError(click.UsageError):
+    """Somebody was asked and did not agree: no use of the command line that is to be explained."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(self.message, file=file, err=True)
+
+
 class Session:
     """One command from its options to its exit code."""
 
@@ -10563,9 +10604,12 @@ class Session:
         loaded = self.home.load_profiles(files)
         for name, wrong in loaded.broken.items():
             result = Result(name)
+            if profile := loaded.read.get(name):
+                result.appliance, result.certkey = profile.appliance.host, profile.certkey
             result.fail(AgentError("config", "\n".join(dict.fromkeys(wrong))))
             self.report.results.append(result)
-        self.report.warnings += dict.fromkeys(self.home.warnings)
+        untold = [text for text in loaded.untold if text not in problems]
+        self.report.warnings += dict.fromkeys((*self.home.warnings, *untold))
         return loaded.profiles
 
     def lock(self) -> None:
@@ -10625,6 +10669,8 @@ class Session:
             "SCM does not offer for a certificate is enrolled anew, which costs money). Go on?"
         )
         if not self.confirm(question):
+            if self.can_ask:
+                raise DeclinedError("nothing was ordered")
             text = f"nothing was ordered: give --yes to place {orders} without being asked"
             raise click.UsageError(text)
 
@@ -10656,9 +10702,10 @@ class Session:
         if self._is_full:
             self.channels().ping_start()
         run = self.new_run(config, intent, dry_run=self.report.dry_run, wait=wait)
-        if run.dry_run:
-            self.report.failures += refused_login(run)
+        refused = refused_login(run) if run.dry_run else []
         self.report.results += run_all(profiles, run, jobs)
+        told = {result.error.message for result in self.report.results if result.error}
+        self.report.failures += [error for error in refused if error.message not in told]
         self.report.results.sort(key=lambda result: result.profile)
 
 
@@ -11433,6 +11480,8 @@ class Examination:
     def _read_profiles(self, files: Sequence[pathlib.Path]) -> None:
         loaded = self._home.load_profiles(files)
         self._profiles = loaded.profiles
+        for problem in loaded.untold:
+            self.checks.add("warn", _SETTINGS, "configuration", problem)
         for name, problems in loaded.broken.items():
             for problem in problems:
                 self.checks.add("fail", name, "configuration", problem)
@@ -12774,8 +12823,8 @@ def _revoked(session: Session, scm: Sectigo, target: Target, wish: Revocation) -
 
 def revoke(session: Session, names: Sequence[str], wish: Revocation, *, sure: bool) -> None:
     """Revoke what profiles have installed, or had before, once it was shown and agreed to."""
-    unsure = "nothing was revoked: give --yes to revoke without being asked"
     if not (sure or session.can_ask):
+        unsure = "nothing was revoked: give --yes to revoke without being asked"
         raise click.UsageError(unsure)
     config, profiles = session.load(names)
     targets = _find_targets(session, profiles, wish)
@@ -12785,7 +12834,7 @@ def revoke(session: Session, names: Sequence[str], wish: Revocation, *, sure: bo
             session.report.console.say(_target_line(target))
         what = "it" if len(found) == 1 else f"these {_count(len(found), 'certificate')}"
         if not session.confirm(f"Revoke {what} for good?"):
-            raise click.UsageError(unsure)
+            raise DeclinedError("nothing was revoked")
     session.lock()
     scm = connect_to_scm(config, Tokens(config, session.redactor), session.context)
     for target in targets:

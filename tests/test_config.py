@@ -1285,7 +1285,11 @@ def test_a_default_that_a_profile_does_not_take_breaks_nothing(home: Lab) -> Non
         )
     plain = home("run", "--dry-run")
     assert plain.exit_code == 1
-    assert plain.stderr == f"{home.home}/agent.yaml: defaults.certificate.country: {COUNTRY}\n"
+    file = f"{home.home}/agent.yaml"
+    assert plain.stderr.splitlines() == [
+        f"{file}: defaults.certificate.country: {COUNTRY}",
+        f"warning: {file}: defaults.citrix: there is no file {home.home}/appliances/no.yaml",
+    ]
 
 
 @pytest.mark.parametrize("content", ["", "# max_orders: 100\n", "{}", "max_orders: 5\n"])
@@ -1692,3 +1696,40 @@ def test_a_profile_that_does_not_exist_is_wrong_use(home: Lab, name: str) -> Non
     assert (told.exit_code, told.document()["exit_code"]) == (2, 2)
     assert told.document()["errors"] == [{"kind": "config", "message": problem}]
     assert requests(home) == before
+
+
+def test_what_can_be_read_of_a_broken_profile_is_told(lab: Lab) -> None:
+    lab.write_profile(certificate=lab.certificate(name="shop", country="GBR"))
+    lab.write("profiles/text.yaml", "citrix: [")
+    lab.write_yaml("profiles/bare.yaml", {"citrix": {"host": "ns1.example.com"}})
+    told = lab.json("run")
+    found = {each["profile"]: each for each in told.document()["profiles"]}
+    assert (found["www"]["appliance"], found["www"]["certkey"]) == (lab.appliance.host, "shop")
+    assert (found["text"]["appliance"], found["text"]["certkey"]) == ("", "")
+    assert found["bare"]["appliance"] == "ns1.example.com"
+    assert {each["error"]["kind"] for each in found.values()} == {"config"}
+
+
+def test_wrong_defaults_that_no_profile_takes_are_a_warning(lab: Lab) -> None:
+    """They break whichever profile comes to take them; what one takes is told of that alone."""
+    lab.write_profile(verification={"handshake": "off"})
+    blocks = {
+        "citrix": "nowhere",
+        "certificate": {"country": "GBR"},
+        "renewal": {"expiry_window": "0%"},
+        "verification": {"handshake": "on"},
+    }
+    lab.write_yaml("agent.yaml", {"defaults": blocks})
+    told = lab.json("run")
+    (problem,) = told.profile()["error"]["message"].splitlines()
+    assert "defaults.renewal.expiry_window" in problem
+    warnings = told.document()["warnings"]
+    paths = ["citrix", "certificate.country", "verification.handshake"]
+    assert [each.partition(": ")[2].partition(":")[0] for each in warnings] == [
+        f"defaults.{path}" for path in paths
+    ]
+    lab.write_yaml("agent.yaml", {"defaults": {"certificate": {"country": "GBR"}}})
+    assert lab.json("run").exit_code == 0
+    checks = lab.json("check", "--offline").document()["checks"]
+    (found,) = [each for each in checks if "defaults.certificate" in each["message"]]
+    assert (found["target"], found["status"]) == ("agent.yaml", "warn")

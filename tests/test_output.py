@@ -191,6 +191,20 @@ def test_a_dry_run_tells_repairs_and_what_would_be_finished(lab: Lab) -> None:
     )
 
 
+def test_a_dry_run_tells_once_that_scm_refuses_the_login(lab: Lab) -> None:
+    """Whether a profile trips over it, or none has anything to ask."""
+    lab.write_profile()
+    lab.write_scm(client_secret="wrong")
+    lines = lab("run", "--dry-run").text.splitlines()
+    assert [line.count("SCM") > 0 for line in lines].count(True) == 1, lines
+    lab.write_scm()
+    assert lab("run").exit_code == 0
+    lab.write_scm(client_secret="wrong")
+    outcome = lab.json("run", "--dry-run")
+    assert (outcome.exit_code, outcome.profile()["outcome"]) == (1, "unchanged")
+    assert [each["kind"] for each in outcome.document()["errors"]] == ["auth"]
+
+
 def test_a_dry_run_with_nothing_to_do_says_nothing(lab: Lab) -> None:
     lab.write_profile()
     assert lab("run").exit_code == 0

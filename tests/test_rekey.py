@@ -95,6 +95,8 @@ def test_all_is_asked_for_with_the_number_of_orders(lab: Lab, command: str, outc
     code, shown = on_a_terminal(lab, "n\n", command, "--all")
     assert code == 2
     assert f"{command} 2 profiles: 2 orders at SCM" in shown
+    assert shown.rstrip().endswith(": nothing was ordered")
+    assert "Usage" not in shown
     assert actions(lab) == ["enroll"] * 2
     code, shown = on_a_terminal(lab, "y\n", command, "--all")
     assert (code, shown.count(f": {outcome}, valid until")) == (0, 2)
