@@ -2113,6 +2113,11 @@ class Record:
         return tuple(each for each in (self.installed, self.previous) if each)
 
     @property
+    def ours(self) -> set[str]:
+        """The serials of those that this tool ordered."""
+        return {each.serial for each in self.generations if each.ours}
+
+    @property
     def known(self) -> tuple[Generation, ...]:
         """Every generation that stands in it."""
         return (*self.generations, *(self.change.generations if self.change else ()))
@@ -3897,7 +3902,7 @@ _KEY_FILE = re.compile(r"[.](key|pfx|p12|pvk|pk8|p8)$", re.IGNORECASE)
 _UNKNOWN_OBJECT = frozenset({278, 1088, 1090, 1232})
 _NO_PAGES = frozenset({278, 1090, 1232, 1239, 1240})
 _DONE_HERE = frozenset({349, 457, 458})  # carried out, but not on another node
-_NOT_OFFERED = _UNKNOWN_OBJECT | {257, 258, 461, 1239, 1240, 1544, 2760, 2761}
+NOT_OFFERED = _UNKNOWN_OBJECT | {257, 258, 461, 1239, 1240, 1544, 2760, 2761}
 _NO_ECDSA = frozenset({1675, 1676})
 _REMEDIES: Mapping[int, str] = {
     278: "this release does not take an argument that is needed",
@@ -6529,6 +6534,7 @@ class View:
         self._not_synced: NitroError | None = None  # why, until the files change again
         self.lacks_files = False  # something was gone on with that another node did not get
         self._looks: dict[str, object] = {}  # what was looked at before an order, once for all
+        self.unknown: dict[str, NitroError] = {}  # those looks that were refused or not offered
         self.refused_keys: dict[str, str] = {}  # kinds of key that the platform refused, and how
 
     def open(self, *, standby: bool = False) -> None:
@@ -6722,9 +6728,10 @@ class View:
             try:
                 self._looks[what] = look()
             except NitroError as error:
-                if error.kind != "permission" and error.code not in _NOT_OFFERED:
+                if error.kind != "permission" and error.code not in NOT_OFFERED:
                     raise
                 log.info("%s is not known: %s", what, error.message)
+                self.unknown[what] = error
                 self._looks[what] = unknown
         return typing.cast("_Look", self._looks[what])
 
@@ -7591,6 +7598,10 @@ def why_no_way_back(row: CertKey) -> str:
     return ""
 
 
+def no_way_back_text(row: CertKey) -> str:
+    return f'what the certkey "{row.name}" holds now cannot be put back by a rollback'
+
+
 def chain_of(record: Record, held: Certificate | None) -> tuple[Certificate, ...]:
     """Return leaf and intermediates that a certkey is to hold; ``held`` is what it holds now.
 
@@ -8088,18 +8099,16 @@ class Lookout:
         if refused := view.refused_keys.get(profile.key_type):
             raise AgentError("appliance", refused)
         row = view.certkeys.get(profile.certkey)
-        ours = {each.serial for each in self._memory.record.generations if each.ours}
         if row:
-            view.check_updatable(profile.certkey, is_ours=row.serial in ours)
+            is_ours = row.serial in self._memory.record.ours
+            view.check_updatable(profile.certkey, is_ours=is_ours)
         else:
             view.check_name(profile.certkey)
 
     def _warn_of_no_way_back(self, row: CertKey) -> None:
         """Say it before somebody else's certificate is replaced for good."""
-        ours = {each.serial for each in self._memory.record.generations if each.ours}
-        if row.serial not in ours and (why := why_no_way_back(row)):
-            text = f'what the certkey "{row.name}" holds now cannot be put back by a rollback'
-            self._result.warnings.append(f"{text}: {why}")
+        if row.serial not in self._memory.record.ours and (why := why_no_way_back(row)):
+            self._result.warnings.append(f"{no_way_back_text(row)}: {why}")
 
 
 def _lost_usages(held: Certificate | None, leaf: Certificate) -> Iterator[str]:
@@ -11267,6 +11276,7 @@ class ProfileLook:
         for text in self._view.expiring(row.name, now):
             remedy = f"renew {name}, and have SCM give a chain that lasts"
             self._checks.add("warn", name, "chain", f"{text}: {remedy}")
+        self._look_at_renewal(row, record)
         if not row.link and row.subject != row.issuer:
             text = (
                 f"the certkey {row.name} is not linked, so that clients get it without its issuer"
@@ -11277,6 +11287,16 @@ class ProfileLook:
         for server in profile.virtual_servers if profile.handshake != "off" else ():
             if self._view.is_bound(server, profile.certkey):
                 self._shake_hands(server, certificate)
+
+    def _look_at_renewal(self, row: CertKey, record: Record) -> None:
+        """Look at what a run looks at before an order, though the certificate may not be due."""
+        name, is_ours = self._profile.name, row.serial in record.ours
+        with self._checks.trying(name, "certkey", f"the certkey {row.name} can be updated"):
+            self._view.check_updatable(row.name, is_ours=is_ours)
+        if not is_ours and (why := why_no_way_back(row)):
+            text = f"{no_way_back_text(row)}: {why}"
+            remedy = "copy its files before it is due, should you need them again"
+            self._checks.add("warn", name, "way back", f"{text}: {remedy}")
 
     def _shake_hands(self, server: VirtualServer, certificate: Certificate) -> None:
         try:
@@ -11323,6 +11343,8 @@ class ApplianceLook:
             self.is_open = "primary" in roles
             for profile in self.profiles:
                 ProfileLook(profile, view, self._store, self._context, self._checks).run()
+            for what, error in view.unknown.items():
+                self._tell_unknown(what, error)
         except AgentError as error:
             self._checks.add("fail", self._target, "reading", error.message)
         finally:
@@ -11374,6 +11396,7 @@ class ApplianceLook:
         unsaved = self._may(client, "show ns config", client.has_unsaved_changes)
         self._may(client, "show ssl certKey", client.certkeys)
         self._may(client, "show ssl vserver", client.bindings)
+        self._may(client, "show vpn global", client.vpn_global_certkeys)
         self._may(client, "show system file", lambda: client.read_file(_ABSENT_FILE))
         for kind, asked in _SHOW.items():
             self._may(client, asked, functools.partial(client.virtual_servers, kind))
@@ -11392,11 +11415,21 @@ class ApplianceLook:
             seen = look()
         except AgentError as error:
             kinds = {server.kind for each in self.profiles for server in each.virtual_servers}
-            needed = asked in _NEEDED_LOOKS or asked in {_SHOW[kind] for kind in kinds}
-            self._checks.add("fail" if needed else "warn", self._target, asked, error.message)
+            if asked in _NEEDED_LOOKS or asked in {_SHOW[kind] for kind in kinds}:
+                self._checks.add("fail", self._target, asked, error.message)
+            else:
+                self._tell_unknown(asked, error)
             return None
         self._checks.add("ok", self._target, asked, f"{client.host}: {asked} is allowed")
         return seen
+
+    def _tell_unknown(self, what: str, error: AgentError) -> None:
+        """Tell what could not be looked at; a run does without."""
+        if isinstance(error, NitroError) and error.code in NOT_OFFERED:
+            text = f"{what} is not known, for this release does not tell it"
+            self._checks.add("skip", self._target, what, text)
+        else:
+            self._checks.add("warn", self._target, what, error.message)
 
 
 def _check_lines(checks: Checks, *, verbose: bool) -> list[str]:

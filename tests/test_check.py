@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
+import functools
 import json
 import os
 import pathlib
@@ -26,12 +27,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from simulators import server as simulated
 from simulators.ca import hierarchy, to_pem
-from simulators.netscaler import Binding, NetScaler
+from simulators.certkeys import Use
+from simulators.netscaler import Binding, NetScaler, nitro_error
+from simulators.pair import HaPair
 from simulators.reissue import reissued
 from simulators.scm import Scm
 from simulators.server import HttpsServer
 from test_discover import leaf, private_pem, serve
+from test_others import NO_WAY_BACK, load
+from test_told import Mailbox, mail, mail_server, ping_server
 
 Document = dict[str, Any]
 Planted = Generator[None, str, None]
@@ -444,8 +450,16 @@ for look, how in {
     "show authentication vserver": "warn",
     "show ns version": "warn",
     "show ns config": "warn",
+    "show vpn global": "warn",
 }.items():
     refused(look, how)
+
+
+@planted("fail", "www", "where it cannot be updated", "take it out there, or choose another")
+def certkey_that_vpn_global_uses(lab: Lab) -> Planted:
+    lab.appliance.running.uses.append(Use("vpn global", "", "www"))
+    yield
+    lab.appliance.running.uses.clear()
 
 
 def clock(server: HttpsServer, **ahead: int) -> Planted:
@@ -823,6 +837,94 @@ def test_a_schedule_that_stopped_is_told(well: Lab) -> None:
     assert schedule()["status"] == "ok"
     with time_machine.travel(dt.datetime.now(dt.timezone.utc) + dt.timedelta(hours=37)):
         assert schedule()["status"] == "warn"
+
+
+def test_what_could_not_be_put_back_is_told_before_it_is_due(lab: Lab) -> None:
+    lab.write_profile(certificate=lab.certificate(subject_alternative_names=None))
+    for form, words in {**NO_WAY_BACK, "DER": "", "folder": ""}.items():
+        load(lab, form, days=150)
+        code, found = problems(lab)
+        told = [each["message"] for each in found if each["name"] == "way back"]
+        assert (code, [words in each for each in told]) == (0, [True] * bool(words))
+        lab.appliance.running.bindings.clear()
+        lab.appliance.running.certkeys.pop("www")
+        lab.appliance.save()
+    assert lab("run").exit_code == 0
+    assert not [each for each in problems(lab)[1] if each["name"] == "way back"]
+
+
+def _asks(path: str, request: simulated.Request) -> bool:
+    return path in request.path
+
+
+def test_a_look_that_is_not_known_is_told_and_stops_nothing(lab: Lab) -> None:
+    """Refused, it is a warning with the right that lacks; not offered, it is not looked at."""
+    load(lab, "folder", days=150)
+    lab.write_profile(certificate=lab.certificate(subject_alternative_names=None))
+    looks = {"show vpn global": "vpnglobal", "places of www": "sslcertkey_binding/"}
+    for what, path in looks.items():
+        for code, status in ((2138, "warn"), (1090, "skip")):
+            matches = functools.partial(_asks, path)
+            fault = simulated.Fault("status", matches=matches, response=nitro_error(code), times=99)
+            lab.appliance.server.faults[:] = [fault]
+            outcome = lab.json("check")
+            told = [each for each in outcome.document()["checks"] if each["name"] == what]
+            assert (outcome.exit_code, {each["status"] for each in told}) == (0, {status})
+            assert all("add system cmdPolicy" in each["remedy"] for each in told) == (code == 2138)
+    lab.appliance.server.faults.clear()
+    assert not {each["name"] for each in problems(lab)[1]} & set(looks)
+
+
+def test_a_pair_with_one_node_down_is_told_and_the_rest_is_looked_at(lab: Lab) -> None:
+    with HaPair() as pair:
+        pair.add_user("citrixagent", PASSWORD)
+        pair.add_virtual_server("vs_www", "load_balancing")
+        lab.write_profile(citrix=lab.citrix(host=[pair.a.host, pair.b.host]))
+        assert lab("run").exit_code == 0
+        for down in (pair.b, pair.a):
+            down.server.refuse()
+            code, found = problems(lab)
+            down.server.accept()
+            (told, *more) = [each for each in found if down.host in each["message"]]
+            assert (told["status"], code) == ("fail", 1), (told, more)
+            assert "cannot be reached" in told["message"]
+            assert "firewalls" in told["remedy"]
+        assert problems(lab) == (0, [])
+
+
+def test_what_stops_a_run_stops_it_beside_warnings(well: Lab) -> None:
+    kept = configuration(well)
+    steps = mode(well.home / "ns_secret", 0o004)
+    next(steps)
+    (well.home / "scm.yaml").unlink()
+    code, found = problems(well)
+    finish(steps, f"chmod 600 {well.home}/ns_secret")
+    put_back(well, kept)
+    assert code == 3
+    assert {each["status"] for each in found} == {"warn", "fail"}
+
+
+def test_mail_and_ping_are_tried_with_what_a_run_sends(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address itself is pinged, without a suffix; nothing is told that was not sent."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(lab.ca_file))
+    lab.write_profile()
+    box = Mailbox()
+    with mail_server(box) as port, ping_server() as server:
+        url = f"https://127.0.0.1:{server.port}/ping/abc?d=e"
+        lab.write_yaml("agent.yaml", {"ping_url": url, "notify": mail(port)})
+        outcome = lab.json("check", "--offline", "--notify")
+        told = [each for each in outcome.document()["checks"] if "was sent" in each["message"]]
+        assert (outcome.exit_code, [each["name"] for each in told]) == (0, ["mail", "ping_url"])
+        assert [f"{r.method} {r.path}?{r.query}" for r in server.requests] == ["POST /ping/abc?d=e"]
+        (letter,) = box.letters
+        assert str(letter["Subject"]).startswith("citrixagent: ")
+        assert "checks" in letter.get_content()
+        box.answer = "550 no"
+        outcome = lab.json("check", "--offline", "--notify")
+        (failed,) = [each for each in outcome.document()["checks"] if each["status"] == "fail"]
+        assert (outcome.exit_code, failed["name"]) == (1, "mail")
 
 
 def test_a_test_goes_through_every_channel(well: Lab, tmp_path: pathlib.Path) -> None:
