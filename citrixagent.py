@@ -11007,6 +11007,7 @@ def write_new(path: pathlib.Path, text: str) -> None:
 
 
 def _write(found: Found, folder: pathlib.Path) -> None:
+    """Write a profile where there is none of its name; AgentError where it cannot be written."""
     path = folder / found.file
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -11017,7 +11018,7 @@ def _write(found: Found, folder: pathlib.Path) -> None:
     except FileExistsError:
         found.notes.append("a profile of this name exists: it was not written")
     except OSError as error:
-        found.notes.append(f"it was not written: {error.strerror}")
+        raise AgentError("config", f"{path} cannot be written: {error.strerror}") from None
 
 
 def _found_document(found: Found) -> Document:
@@ -11080,8 +11081,11 @@ def discover(session: Session, names: Sequence[str], *, write: bool) -> None:
     found = [each for survey in surveys for each in survey.found]
     _name_files(found)
     for each in found:
-        if write:
-            _write(each, home.path / "profiles")
+        try:
+            if write:
+                _write(each, home.path / "profiles")
+        except AgentError as error:
+            report.failures.append(error)
         if not report.as_json:
             _tell_found(each, report.console, written=write)
     left_alone = sum((each.left_alone for each in surveys), collections.Counter[str]())

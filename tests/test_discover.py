@@ -7,12 +7,15 @@ import datetime as dt
 import ipaddress
 import json
 import stat
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import time_machine
 import yaml
-from conftest import PASSWORD, Lab
+from conftest import PASSWORD, PROGRAM, Lab
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -371,6 +374,45 @@ def test_one_certkey_on_two_appliances_gives_two_files(one: Lab) -> None:
         assert [error["kind"] for error in outcome.document()["errors"]] == ["unreachable"]
         assert [each["file"] for each in outcome.document()["profiles"]] == ["profiles/shop.yaml"]
         assert [each["certkey"] for each in one.json("discover", "ns1").document()["profiles"]]
+
+
+def test_an_appliance_with_a_port_gives_a_name_that_a_file_can_have(one: Lab) -> None:
+    """Two appliances that only profiles know, by their addresses."""
+    (one.home / "appliances" / "ns1.yaml").unlink()
+    with NetScaler() as second:
+        second.add_user("citrixagent", PASSWORD)
+        second.add_virtual_server("vs_www", "load_balancing")
+        serve(second, "shop", "two.example.com", ["two.example.com"], subject=SUBJECT)
+        one.write_profile("first")
+        one.write_profile("second", citrix=one.citrix(host=second.host))
+        files = {each["file"] for each in one.json("discover").document()["profiles"]}
+        hosts = (one.appliance.host, second.host)
+        assert files == {f"profiles/{host.replace(':', '_')}_shop.yaml" for host in hosts}
+
+
+def test_a_full_disk_leaves_no_half_a_profile(one: Lab) -> None:
+    words = [sys.executable, str(PROGRAM), "--home", str(one.home), "discover", "--write", "--json"]
+    code = "import os, resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); os.execv"
+    command = [sys.executable, "-c", f"{code}({words[0]!r}, {words!r})"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    document = json.loads(done.stdout)
+    (error,) = document["errors"]
+    file = one.home / "profiles" / "shop.yaml"
+    assert error == {"kind": "config", "message": f"{file} cannot be written: File too large"}
+    assert (done.returncode, found(document, "shop")["written"]) == (1, False)
+    assert list((one.home / "profiles").iterdir()) == []
+    assert found(one.json("discover", "--write").document(), "shop")["written"]
+
+
+def test_thirty_days_to_the_second(site: Lab) -> None:
+    """What falls due in thirty days is counted, a second later it is not."""
+    serve(site.appliance, "www", "w.example.com", ["w.example.com"], days=(0, 90), subject=SUBJECT)
+    held = site.appliance.certkeys["www"].certificate
+    due = held.not_valid_before_utc + (held.not_valid_after_utc - held.not_valid_before_utc) * 2 / 3
+    for early, counted in ((0, 1), (1, 0)):
+        moment = due - dt.timedelta(days=30, seconds=early)
+        with time_machine.travel(moment, tick=False):
+            assert site.json("discover").document()["due_soon"] == counted
 
 
 def test_an_unknown_appliance_is_wrong_use(one: Lab) -> None:
