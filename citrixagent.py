@@ -55,7 +55,6 @@ import email.utils
 import enum
 import errno
 import functools
-import getpass
 import hashlib
 import html
 import importlib.util
@@ -267,9 +266,8 @@ _STAMP = "-20260101000000.key"  # what the name of every file of an order ends l
 _PATH_LIMIT = 63
 _CERTKEY_LIMIT = 31  # what every release takes; newer ones take 63
 _COMMON_NAME_LIMIT = 64  # X.520, ub-common-name
-_BUILT_IN = re.compile(
-    r"ns-.+-certificate", re.IGNORECASE
-)  # what the appliance itself is served by
+# What the appliance itself is served by:
+_BUILT_IN = re.compile(r"ns-.+-certificate", re.IGNORECASE)
 _CERTKEY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_#. :@=-]*(?<! )")
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]*\]|[^][:]+)(?::(.*))?")
 _URL_SIGN = r"[A-Za-z0-9._~!$&'()*+,;=:%-]"
@@ -280,9 +278,8 @@ _URL = re.compile(  # of the authority no more than this: what parsers could tak
     re.ASCII | re.IGNORECASE,
 )
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
-_CONTROL = re.compile(
-    r"[\x00-\x1f\x7f\ud800-\udfff]"
-)  # and half characters, which no file can hold
+# Half characters as well, which no file can hold:
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _FINGERPRINT = re.compile(r"[0-9A-F]{64}")
 _PERCENT = re.compile(r"([1-9][0-9]?)\s*%")
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
@@ -446,6 +443,10 @@ class Appliance:
     def addresses(self) -> frozenset[tuple[str, int]]:
         """Where it is reached: the same for two spellings of one host."""
         return frozenset(split_host_port(host, 443) for host in self.hosts)
+
+    def is_same_as(self, other: Appliance) -> bool:
+        """Tell whether another one leads to the same place: an address is shared, and partition."""
+        return self.partition == other.partition and bool(self.addresses & other.addresses)
 
 
 NO_APPLIANCE = Appliance(("",), "", Secret(""), Tls(), 60, "")
@@ -1088,9 +1089,8 @@ def _check_email(text: str) -> str:
 
 
 def _check_fingerprint(text: str) -> str:
-    line = re.sub(
-        r"^\s*sha256 fingerprint\s*=", "", text, flags=re.IGNORECASE
-    )  # as openssl prints it
+    # As openssl prints it, too.
+    line = re.sub(r"^\s*sha256 fingerprint\s*=", "", text, flags=re.IGNORECASE)
     digits = line.replace(":", "").replace(" ", "").upper()
     if not _FINGERPRINT.fullmatch(digits):
         raise ValueError("must be a SHA-256 fingerprint: 64 hex digits, colons allowed")
@@ -2797,17 +2797,16 @@ def _decide(profile: Profile, seen: Observed, intent: Intent) -> Plan:
     return _go_on(profile, seen, change, intent) or _start(profile, seen, intent, anew=True)
 
 
-def _is_ours(seen: Observed) -> Generation | None:
+def _ours(seen: Observed) -> Generation | None:
     """Return what is known of the installed certificate, where this tool ordered it."""
-    record, held = seen.record, seen.certificate
-    known = (*record.generations, *(record.change.generations if record.change else ()))
+    held, known = seen.certificate, seen.record.known
     ours = (each for each in known if held and each.ours and each.serial == held.serial)
     return next(ours, None)
 
 
 def _names_held(seen: Observed) -> tuple[str, ...]:
     """Return what the certkey's certificate is for: of ours what was ordered, else all of it."""
-    if ours := _is_ours(seen):
+    if ours := _ours(seen):
         return ours.names
     held = seen.certificate
     return (held.names or (held.common_name,)) if held else ()
@@ -2857,7 +2856,7 @@ def _beside_others(profile: Profile, seen: Observed, plan: Plan, intent: Intent)
         return plan
     # the certkey is to be updated, and holds somebody else's certificate that is not for the common
     # name
-    if updates and not (_is_ours(seen) or covers(names, [profile.names[0]])):
+    if updates and not (_ours(seen) or covers(names, [profile.names[0]])):
         raise AgentError("state", _stranger_text(profile, seen))
     # the certkey is to be updated, and is bound to a virtual server that the profile does not name
     # and that would lose a name
@@ -3055,6 +3054,16 @@ class Interrupt:
         self._event.wait(seconds)
         self.check()
 
+    @contextlib.contextmanager
+    def cutting_off(self) -> Iterator[None]:
+        """Let a signal cut off what is done now: there is nothing to bring to an end."""
+        self.check()
+        self.at_once = True
+        try:
+            yield
+        finally:
+            self.at_once = False
+
     def is_overdue(self) -> bool:
         """Tell whether what was under way when a signal came has had its time to end."""
         return self._event.is_set() and time.monotonic() - self._since > _GRACE
@@ -3168,9 +3177,6 @@ def _count(number: int, thing: str) -> str:
     return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
-_Done = TypeVar("_Done")
-
-
 class Exchange:
     """One request and its answer: how long they may take, and how far they came.
 
@@ -3206,7 +3212,7 @@ class Exchange:
             raise TimeoutError("timed out")
         return left
 
-    def wait(self, connection: socket.socket, do: Callable[[], _Done]) -> _Done:
+    def wait(self, connection: socket.socket, do: Callable[[], T]) -> T:
         """Do what waits for the network, as long as there is time."""
         while True:
             connection.settimeout(min(self.left(), _GLANCE))
@@ -3557,12 +3563,6 @@ def _shown(
         return Presented(tls.getpeercert(binary_form=True) or b"", _chain_of(tls))
 
 
-def _presented(
-    context: ssl.SSLContext, address: tuple[str, int], name: str | None, exchange: Exchange
-) -> bytes:
-    return _shown(context, address, name, exchange).certificate
-
-
 class _TooLongError(Exception):
     """An answer exceeds what any answer needs."""
 
@@ -3811,7 +3811,8 @@ class Transport:
         with contextlib.suppress(OSError, ValueError):
             exchange = Exchange(_PROBE, self._context.interrupt)
             place = (host, address.port or 443)
-            found = read_certificate(_presented(tls_context(_UNVERIFIED), place, host, exchange))
+            shown = _shown(tls_context(_UNVERIFIED), place, host, exchange)
+            found = read_certificate(shown.certificate)
             names = _listed({found.common_name, *found.names} - {""})
         return (
             f"its TLS certificate is for {names}, not for {host}: set citrix.host to one of its "
@@ -3834,28 +3835,28 @@ def presented(
 ) -> Presented:
     """Return what a TLS server presents; OSError where that is nothing.
 
-    Where a server holds certificates of both key types, the one of ``key_type`` is asked for: only
-    TLS 1.2 lets a client choose, so a server without it is asked once more, without a choice.
-    Nothing is verified: the certificate is compared with the one that was installed.
+    Where a server holds certificates of both key types, the one of ``key_type`` is asked for (any,
+    where that is empty): only TLS 1.2 lets a client choose, so a server without it is asked once
+    more, without a choice. Nothing is verified: the certificate is compared with the one that was
+    installed.
     """
-    context = tls_context(_UNVERIFIED)
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers("aRSA" if key_type.startswith("RSA") else "aECDSA")
     exchange = Exchange(_PROBE, interrupt)
     try:
-        with contextlib.suppress(ssl.SSLError):
-            return _shown(context, address, server_name, exchange)
+        if key_type:
+            context = tls_context(_UNVERIFIED)
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+            context.set_ciphers("aRSA" if key_type.startswith("RSA") else "aECDSA")
+            with contextlib.suppress(ssl.SSLError):
+                return _shown(context, address, server_name, exchange)
         return _shown(tls_context(_UNVERIFIED), address, server_name, exchange)
     except TimeoutError:
         interrupt.check()
         raise
 
 
-def presented_certificate(
-    address: tuple[str, int], server_name: str | None, key_type: str, interrupt: Interrupt
-) -> bytes:
-    """Return the DER certificate that a TLS server presents; OSError where there is none."""
-    return presented(address, server_name, key_type, interrupt).certificate
+def management_certificate(host: str, interrupt: Interrupt) -> bytes:
+    """Return the DER certificate that an appliance itself presents; OSError where there is none."""
+    return presented(split_host_port(host, 443), None, "", interrupt).certificate
 
 
 def fingerprint_in_words(certificate: bytes) -> str:
@@ -4222,10 +4223,8 @@ class NetScaler:
         """Add to a refusal of TLS what the appliance presents, ready to paste."""
         if error.kind == "untrusted":
             with contextlib.suppress(OSError):
-                address = split_host_port(self.host, 443)
-                seen = fingerprint_in_words(
-                    presented_certificate(address, None, "", self._context.interrupt)
-                )
+                presented = management_certificate(self.host, self._context.interrupt)
+                seen = fingerprint_in_words(presented)
                 text = f'{error.message} (it presents fingerprint: "{seen}")'
                 return TransportError("untrusted", text, sent=False, again=False)
         return error
@@ -5553,10 +5552,7 @@ def _sha256(data: bytes) -> str:
 
 
 def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return str(os.getuid())
+    return user_name(os.geteuid())
 
 
 def load_packages() -> None:
@@ -5745,13 +5741,13 @@ class Store:
                 self.folder.chmod(0o700)  # whatever the umask
             self._check(self.folder.stat())
         except OSError as error:
-            me, home = user_name(os.geteuid()), self.folder.parent
+            me, home = _user(), self.folder.parent
             text = f"{self.folder} cannot be made or used as {me}: {error.strerror}"
             raise AgentError("state", f"{text}: let {me} write in {home}") from None
 
     def _check(self, made: os.stat_result) -> None:
         """Refuse a folder of somebody else, or one that others can write; close it to others."""
-        place, me = shlex.quote(str(self.folder)), user_name(os.geteuid())
+        place, me = shlex.quote(str(self.folder)), _user()
         if not stat.S_ISDIR(made.st_mode):
             raise AgentError("state", f"{self.folder} is not a folder: move it away")
         if made.st_uid != os.geteuid():
@@ -5884,22 +5880,18 @@ class Store:
 
     # Agreement
 
-    def has_accepted(self, agreement: bytes) -> bool:
+    def acceptance(self, agreement: bytes) -> str:
+        """Say when, by whom and how this text was accepted; empty where it was not."""
         path = self.folder / "eula.json"
         try:
             data = json.loads(read_file(path, follow=False))
-            return bool(data["sha256"] == _sha256(agreement))
+            if data["sha256"] != _sha256(agreement):
+                return ""
         except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
-            return False
+            return ""
         except OSError as error:
             raise AgentError("state", f"{path} cannot be read: {error.strerror}") from None
-
-    def acceptance(self, agreement: bytes) -> str:
-        """Say when, by whom and how this text was accepted; empty where it was not."""
-        if not self.has_accepted(agreement):
-            return ""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            data = json.loads(read_file(self.folder / "eula.json", follow=False))
+        with contextlib.suppress(KeyError):
             return f"accepted at {data['accepted']} by {data['user']} ({data['way']})"
         return "accepted"
 
@@ -6196,7 +6188,7 @@ def _yaml_files(folder: pathlib.Path) -> list[pathlib.Path]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        text = f"{folder}: cannot be read as {user_name(os.geteuid())}: {error.strerror}"
+        text = f"{folder}: cannot be read as {_user()}: {error.strerror}"
         raise AgentError("config", text) from None
     found = [path for path in found if path.suffix in {".yaml", ".yml"}]
     return sorted(path for path in found if not path.name.startswith("."))
@@ -6272,8 +6264,7 @@ def _each_once(sites: Iterable[Site]) -> list[Site]:
     """Leave out the sites that lead to an appliance and partition that another one leads to."""
     found: list[Site] = []
     for site in sites:
-        same = [other for other in found if other.appliance.partition == site.appliance.partition]
-        if not any(other.appliance.addresses & site.appliance.addresses for other in same):
+        if not any(site.appliance.is_same_as(other.appliance) for other in found):
             found.append(site)
     return found
 
@@ -6310,11 +6301,7 @@ class Home:
         """Read profiles for what they name, as far as they can be read: without their secrets."""
         blind = Home(self.path, Redactor(), OutlineSource)
         blind.load_settings()
-        return blind.readable(files)
-
-    def readable(self, files: Iterable[pathlib.Path]) -> list[Profile]:
-        """Read profiles as far as they can be read; what is wrong with them is not told."""
-        found = (self._load_profile(path, []) for path in files)
+        found = (blind._load_profile(path, []) for path in files)
         return [profile for profile in found if profile]
 
     def _source(self, path: pathlib.Path) -> DiskSource:
@@ -6513,7 +6500,6 @@ def _holds(row: CertKey, certificate: Certificate) -> bool:
     return row.serial == certificate.serial and row.not_after in {None, certificate.not_after}
 
 
-_Look = TypeVar("_Look")
 _LONG_NAMES = (14, 1)  # the release since which certkeys may have names of 63 characters
 
 
@@ -6722,7 +6708,7 @@ class View:
             return f'did you mean "{near[0]}" ({kinds[near[0]]})?'
         return "check name and type under virtual_servers"
 
-    def _look(self, what: str, look: Callable[[], _Look], unknown: _Look) -> _Look:
+    def _look(self, what: str, look: Callable[[], T], unknown: T) -> T:
         """Look at something once; what is refused or not offered is not known and stops nothing."""
         if what not in self._looks:
             try:
@@ -6733,7 +6719,7 @@ class View:
                 log.info("%s is not known: %s", what, error.message)
                 self.unknown[what] = error
                 self._looks[what] = unknown
-        return typing.cast("_Look", self._looks[what])
+        return typing.cast("T", self._looks[what])
 
     def check_free(self, server: VirtualServer) -> None:
         """Refuse a virtual server that would refuse the binding, before anything is ordered."""
@@ -6844,6 +6830,11 @@ def known_certificate(record: Record, row: CertKey) -> Certificate | None:
     return None
 
 
+def held_certificate(record: Record, row: CertKey | None) -> Certificate | None:
+    """Return what a certkey holds, as far as that is known without asking."""
+    return (known_certificate(record, row) or from_row(row)) if row else None
+
+
 _LIKE_A_KEY = re.compile(r"(^|[^a-z0-9])(priv(ate)?)?key([^a-z0-9]|$)", re.IGNORECASE)
 
 
@@ -6882,18 +6873,30 @@ def read_installed(view: View, row: CertKey) -> Certificate:
     raise AgentError("appliance", f"{host}: the certificate of {row.name} cannot be read")
 
 
-def _open_order(record: Record) -> Document | None:
-    """Return what waits at SCM: an order that it has and has not turned down."""
-    change = record.change
-    order = change.order if change else None
-    if change is None or order is None or not change.new.cert_id or order.refused:
+def _order_status(change: Change, order: Order) -> str:
+    if order.refused:
+        return order.refused
+    if change.new.cert_id:
+        return "issued" if change.new.pem else "pending"
+    return "unknown outcome" if order.sent else "not sent"
+
+
+def order_document(change: Change | None) -> Document | None:
+    """Return what is told of an open order; None where there is none."""
+    if change is None or change.order is None:
         return None
     return {
         "cert_id": change.new.cert_id,
-        "action": order.action,
-        "since": order.sent or change.started,
-        "status": "issued" if change.new.pem else "pending",
+        "action": change.order.action,
+        "since": change.order.sent or change.started,
+        "status": _order_status(change, change.order),
     }
+
+
+def _open_order(record: Record) -> Document | None:
+    """Return what waits at SCM: an order that it has and has not turned down."""
+    order = order_document(record.change)
+    return order if order and order["status"] in {"pending", "issued"} else None
 
 
 def profile_standing(
@@ -7168,7 +7171,7 @@ class Job:
             self.view.sync()
         except AgentError as error:
             row = self.view.certkeys.get(self.profile.certkey)
-            held = known_certificate(self.memory.record, row) or from_row(row) if row else None
+            held = held_certificate(self.memory.record, row)
             if error.kind == "standby" or not (held and lapses(held, utc_now())):
                 raise
             self.view.lacks_files = True
@@ -7766,9 +7769,7 @@ class Installer:
         return self._view.certkeys.get(self._profile.certkey)
 
     def held(self) -> Certificate | None:
-        """Return what the certkey holds, as far as that is known without asking."""
-        row = self._row
-        return (known_certificate(self._record, row) or from_row(row)) if row else None
+        return held_certificate(self._record, self._row)
 
     def chain(self) -> tuple[Certificate, ...]:
         return chain_of(self._record, self.held())
@@ -8440,12 +8441,10 @@ class Work:
         """Note how the profile stands now, as far as it was looked at, for status and metrics."""
         if not self._view.was_read:
             return
-        row = self._view.certkeys.get(self.profile.certkey)
-        certificate = (known_certificate(self._record, row) or from_row(row)) if row else None
         self.result.standing = profile_standing(
             self.profile,
             self._record,
-            certificate,
+            self._installer.held(),
             failed=self.has_failed,
             revoked=self._revoked,
         )
@@ -8464,8 +8463,8 @@ class Work:
 
 # ----- 17. Passes -----------------------------------------------------------------------------
 
+_JOBS = 32  # appliances handled at the same time
 _OWN_DESCRIPTORS, _DESCRIPTORS_EACH = 40, 6  # open files: of the process, of a thread
-
 _TOGETHER = (Step.CREATE_CSR, Step.ORDER, Step.INSTALL)  # before these, the others on a pair
 
 
@@ -8650,7 +8649,7 @@ def by_appliance(profiles: Iterable[Profile]) -> dict[Appliance, list[Profile]]:
 
 
 def _work_off(
-    waiting: collections.deque[tuple[concurrent.futures.Future[_Done], Callable[[], _Done]]],
+    waiting: collections.deque[tuple[concurrent.futures.Future[T], Callable[[], T]]],
 ) -> None:
     while waiting:
         try:
@@ -8672,13 +8671,13 @@ def _affordable(threads: int) -> int:
 
 
 def in_threads(
-    tasks: Sequence[Callable[[], _Done]], at_most: int
-) -> list[concurrent.futures.Future[_Done]]:
+    tasks: Sequence[Callable[[], T]], at_most: int
+) -> list[concurrent.futures.Future[T]]:
     """Do tasks, so many at a time, and return what came of each; this thread does its share.
 
     Where the system gives no more threads, there are fewer.
     """
-    futures = [concurrent.futures.Future[_Done]() for _ in tasks]
+    futures = [concurrent.futures.Future[T]() for _ in tasks]
     waiting = collections.deque(zip(futures, tasks, strict=True))
     threads = list[threading.Thread]()
     try:
@@ -10325,25 +10324,21 @@ def accepts_by_environment() -> bool:
 
 def ask(question: str, interrupt: Interrupt) -> bool:
     """Ask on the terminal; no answer is a no. Raises Interrupted at once where a signal comes."""
-    interrupt.at_once = True
     try:
-        return click.confirm(question)
+        with interrupt.cutting_off():
+            return click.confirm(question)
     except click.Abort:
         return False
-    finally:
-        interrupt.at_once = False
 
 
 def ask_for_agreement(agreement: bytes, interrupt: Interrupt) -> bool:
     click.echo(agreement.decode(errors="replace"))
-    interrupt.at_once = True
+    kind = click.Choice(["yes", "no", "y", "n"], case_sensitive=False)
     try:
-        kind = click.Choice(["yes", "no", "y", "n"], case_sensitive=False)
-        answer = click.prompt("Accept? (yes, no)", type=kind, show_choices=False)
+        with interrupt.cutting_off():
+            answer = click.prompt("Accept? (yes, no)", type=kind, show_choices=False)
     except click.Abort:
         return False
-    finally:
-        interrupt.at_once = False
     return str(answer).startswith("y")
 
 
@@ -10564,7 +10559,7 @@ class Session:
         self._has_state = True
         agreement = read_agreement()
         self.log_to_file()
-        if self.store.has_accepted(agreement):
+        if self.store.acceptance(agreement):
             return
         if accepts_by_environment():
             self.store.accept(agreement, "CITRIXAGENT_ACCEPT_EULA")
@@ -10575,19 +10570,8 @@ class Session:
 
     def load(self, names: Sequence[str]) -> tuple[ScmConfig, list[Profile]]:
         """Read all configuration; AgentError (config) where nothing can be done with it."""
-        with self.reading():
+        with self.context.interrupt.cutting_off():  # commands that give secrets take time
             return self._load(names)
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        """Let a signal end the reading of files at once: commands that give secrets take time."""
-        interrupt = self.context.interrupt
-        interrupt.check()
-        interrupt.at_once = True
-        try:
-            yield
-        finally:
-            interrupt.at_once = False
 
     def _load(self, names: Sequence[str]) -> tuple[ScmConfig, list[Profile]]:
         files = self.home.profile_files(names)
@@ -10645,9 +10629,7 @@ class Session:
         found = (
             each.name
             for each in everybody
-            if each.certkey == certkey
-            and each.appliance.partition == appliance.partition
-            and each.appliance.addresses & appliance.addresses
+            if each.certkey == certkey and each.appliance.is_same_as(appliance)
         )
         return next(found, "")
 
@@ -10865,10 +10847,9 @@ class Discovery:
 
     def _may_be_here(self, profile: Profile) -> bool:
         """Tell whether a profile is for this appliance; one that is broken there may be."""
-        own, other = self._site.appliance, profile.appliance
-        if not other.host:
+        if not profile.appliance.host:
             return bool(profile.subject.common_name) or profile.certkey != shorten(profile.name)
-        return bool(other.addresses & own.addresses) and other.partition == own.partition
+        return profile.appliance.is_same_as(self._site.appliance)
 
     def survey(self) -> Survey:
         """Read the appliance, on any node; AgentError where it cannot be read."""
@@ -11056,7 +11037,7 @@ def _survey_all(session: Session, sites: Sequence[Site]) -> list[Survey]:
     home, surveys = session.home, list[Survey]()
     profiles = home.outlines(home.profile_files([]))
     tasks = [Discovery(site, profiles, home, session.context).survey for site in sites]
-    for done in in_threads(tasks, 32):
+    for done in in_threads(tasks, _JOBS):
         try:
             surveys.append(done.result())
         except AgentError as error:
@@ -11108,7 +11089,6 @@ _OLDEST_RELEASE = (13, 0)
 _MACHINE, _SCM, _SETTINGS = "machine", "scm", "agent.yaml"
 _CLOCK = dt.timedelta(minutes=5)  # by which two clocks may differ
 _NEEDED_LOOKS = {"stat HA node", "show ssl certKey", "show ssl vserver", "show system file"}
-_Seen = TypeVar("_Seen")
 _REMEDY = re.compile(r"(.+): (?=[a-z/]|SCM offers)(.+)", re.DOTALL)  # how a problem's text ends
 _RIGHT = re.compile(r"(.+): (allow it with: .+)", re.DOTALL)  # two commands, with a colon each
 _ABSENT_FILE = "citrixagent-check.pem"  # asked for to see whether files may be read
@@ -11364,8 +11344,7 @@ class ApplianceLook:
             remedy = "set ca_bundle or fingerprint instead"
             self._checks.add("warn", self._target, "tls", f"{notice}: {remedy}")
         try:
-            place = split_host_port(host, 443)
-            presented = presented_certificate(place, None, "", self._context.interrupt)
+            presented = management_certificate(host, self._context.interrupt)
         except OSError as error:
             text = f"{host} cannot be reached ({_words(error)})"
             remedy = "check citrix.host, the network and its firewalls"
@@ -11413,7 +11392,7 @@ class ApplianceLook:
             self._checks.add("warn", self._target, "saved", f"{text}: save ns config")
         return "standby" if standby else "primary"
 
-    def _may(self, client: NetScaler, asked: str, look: Callable[[], _Seen]) -> _Seen | None:
+    def _may(self, client: NetScaler, asked: str, look: Callable[[], T]) -> T | None:
         """Try a look; what is refused fails a run only where it needs that."""
         try:
             seen = look()
@@ -11538,7 +11517,7 @@ class Examination:
         config = self._config
         reached = self._look_at_scm(config) if config else False
         looks = self._looks()
-        for done in in_threads([look.run for look in looks], 32):
+        for done in in_threads([look.run for look in looks], _JOBS):
             done.result()
         if config and reached:
             well = [profile for look in looks if look.is_open for profile in look.profiles]
@@ -11577,7 +11556,7 @@ class Examination:
     def _rehearse(self, config: ScmConfig, profiles: Sequence[Profile]) -> None:
         """Have a dry run say what it would trip over."""
         run = self._session.new_run(config, Intent(), dry_run=True)
-        for result in run_all(profiles, run, 32):
+        for result in run_all(profiles, run, _JOBS):
             if result.error:
                 self.checks.add("fail", result.profile, "run", result.error.message)
             else:
@@ -11667,18 +11646,13 @@ class Questions:
         return self.ask(f"{question} (yes, no)", _check_yes_or_no) == "yes"
 
     def _read(self, prompt: str, *, hide: bool = False) -> str:
-        self._interrupt.at_once = True
+        prompted = functools.partial(click.prompt, default="", show_default=False, prompt_suffix="")
         try:
-            return str(
-                click.prompt(
-                    prompt, default="", show_default=False, hide_input=hide, prompt_suffix=""
-                )
-            )
+            with self._interrupt.cutting_off():
+                return str(prompted(prompt, hide_input=hide))
         except click.Abort:
             self._interrupt.signal = self._interrupt.signal or signal.SIGINT
             raise Interrupted from None
-        finally:
-            self._interrupt.at_once = False
 
 
 class Draft:
@@ -11955,8 +11929,7 @@ class Setup:
     def _pin(self, draft: Draft, host: str, error: TransportError) -> None:
         """Show what an appliance presents, and pin it where that is wished, as ssh does."""
         try:
-            address, interrupt = split_host_port(host, 443), self._session.context.interrupt
-            presented = presented_certificate(address, None, "", interrupt)
+            presented = management_certificate(host, self._session.context.interrupt)
         except OSError:
             raise ValueError(error.message) from None
         words = fingerprint_in_words(presented)
@@ -12132,7 +12105,6 @@ class Revocation:
     previous: bool  # what the last renewal or replacement left behind
 
 
-_JOBS = 32  # appliances handled at the same time
 REVOCATION_REASONS: Mapping[str, int] = {  # RFC 5280's numbers, as far as SCM takes them
     "unspecified": 0,
     "keyCompromise": 1,
@@ -12340,26 +12312,6 @@ def _certificate_fields(certificate: Certificate | None) -> Document:
     }
 
 
-def _order_status(change: Change, order: Order) -> str:
-    if order.refused:
-        return order.refused
-    if change.new.cert_id:
-        return "issued" if change.new.pem else "pending"
-    return "unknown outcome" if order.sent else "not sent"
-
-
-def _order_document(change: Change | None) -> Document | None:
-    """Return what a list tells of an open order; None where there is none."""
-    if change is None or change.order is None:
-        return None
-    return {
-        "cert_id": change.new.cert_id,
-        "action": change.order.action,
-        "since": change.order.sent or change.started,
-        "status": _order_status(change, change.order),
-    }
-
-
 @dataclasses.dataclass(frozen=True)
 class Wanted:
     """What a list is asked for: every certkey, and what is presented and said of them."""
@@ -12415,7 +12367,7 @@ class Listing:
             **_certificate_fields(certificate),
             "virtual_servers": [{"name": each.virtual_server, "sni": each.sni} for each in bound],
             "profile": profile.name if profile else None,
-            "order": _order_document(record.change),
+            "order": order_document(record.change),
             "managed": profile is not None,
             "state": "unmanaged",
             "renews": None,
@@ -12615,7 +12567,7 @@ _NARROWER = ("ISSUER", "NAMES", "BOUND-TO", "ORDER", "APPLIANCE", "CERTKEY", "PR
 def list_certificates(session: Session, names: Sequence[str], wanted: Wanted) -> None:
     """Read every appliance of the profiles and tell what it holds, what ends first at the top."""
     report = session.report
-    with session.reading():
+    with session.context.interrupt.cutting_off():
         places = _places(session, names, wanted)
     found = _read_places(session, places, wanted)
     found.sort(key=lambda each: -math.inf if each["days_left"] is None else each["days_left"])
