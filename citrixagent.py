@@ -69,6 +69,7 @@ import os
 import pathlib
 import posixpath
 import pwd
+import queue
 import re
 import resource
 import secrets
@@ -3003,7 +3004,10 @@ _KEPT = 1.0  # seconds of silence after which a connection is not trusted with a
 _GRACE = 0.7  # seconds that what is under way may go on after a signal
 _GLANCE = 0.2  # seconds between two looks at the clock while the network is waited for
 _FAREWELL = 5.0  # seconds for the last request of a session, which changes nothing any more
-_PROBE = 5.0  # seconds for a handshake with a virtual server
+_PROBE = 5.0  # seconds for a handshake with a virtual server,
+_KNOCK = 2.0  # and for the connection before it: a firewall that drops is not worth more
+PROBES_AT_ONCE = 16
+CONNECTIONS = 8  # to one server, at the same time
 _LONGEST_ANSWER = 16 * 1024 * 1024  # bytes, unpacked
 _CHUNK = 64 * 1024  # bytes
 _TRANSIENT = frozenset({429, 500, 502, 503, 504})
@@ -3184,7 +3188,15 @@ class Exchange:
     whatever the server does meanwhile. A signal ends both, unless there is no ``interrupt``.
     """
 
-    def __init__(self, timeout: float, interrupt: Interrupt | None, *, tls: bool = True) -> None:
+    def __init__(
+        self,
+        timeout: float,
+        interrupt: Interrupt | None,
+        *,
+        tls: bool = True,
+        may_break: bool = True,
+    ) -> None:
+        self.may_break = may_break  # that would leave nothing unknown
         self.sent = False  # the server may carry it out
         self.is_cut_off = False  # by a signal
         self.tls = tls  # what goes over the bare connection is not the request
@@ -3362,9 +3374,13 @@ class Silence:
         self._kind, self._message = failure.kind, failure.message
         self.until = time.monotonic() + seconds
 
+    @property
+    def lasts(self) -> bool:
+        return time.monotonic() < self.until
+
     def check(self) -> None:
         """Raise TransportError while it lasts."""
-        if time.monotonic() < self.until:
+        if self.lasts:
             raise TransportError(self._kind, self._message, sent=False, again=False)
 
 
@@ -3373,6 +3389,7 @@ class Server:
 
     def __init__(self) -> None:
         self.silence = Silence()
+        self.places = threading.BoundedSemaphore(CONNECTIONS)
         self.ahead: dt.timedelta | None = None  # this machine's clock, of the server's; not known
         self._impatient_until = 0.0
 
@@ -3408,6 +3425,8 @@ class Context:
         self.interrupt = interrupt
         self.redactor = redactor
         self.refused_logins: dict[tuple[str, str], AgentError] = {}  # by host and account
+        self.unanswered: dict[tuple[str, int], str] = {}  # addresses, and what came of them
+        self.probes = threading.BoundedSemaphore(PROBES_AT_ONCE)
         self._servers: dict[str, Server] = {}
 
     def server(self, url: str) -> Server:
@@ -3465,6 +3484,25 @@ def _connected(connection: urllib3.connection.HTTPConnection) -> socket.socket:
     return _dial(connection.host, connection.port or connection.default_port)
 
 
+class _Shelf(queue.LifoQueue[Any]):
+    """Where urllib3 keeps the connections to a server.
+
+    One that was silent is not trusted with a write: where it breaks, the outcome is unknown.
+    """
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:  # noqa: ANN401, FBT002 - as it is inherited
+        if item:
+            item.kept_since = time.monotonic()
+        super().put(item, block, timeout)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: ANN401, FBT002 - as it is inherited
+        item, exchange = super().get(block, timeout), _exchange.get(None)
+        is_write = exchange is not None and not exchange.may_break
+        if item and is_write and time.monotonic() - item.kept_since > _KEPT:
+            item.close()  # it is opened again
+        return item
+
+
 @functools.cache
 def _pool_classes() -> dict[str, Any]:
     """Return urllib3's pools by scheme, of connections whose waits end with the exchange."""
@@ -3476,7 +3514,7 @@ def _pool_classes() -> dict[str, Any]:
         ("https", connection.HTTPSConnection, connectionpool.HTTPSConnectionPool),
     ):
         own = type(dialer.__name__, (dialer,), {"_new_conn": _connected})
-        found[scheme] = type(pool.__name__, (pool,), {"ConnectionCls": own})
+        found[scheme] = type(pool.__name__, (pool,), {"ConnectionCls": own, "QueueCls": _Shelf})
     return found
 
 
@@ -3514,6 +3552,18 @@ def make_pools(tls: Tls, proxy: str) -> urllib3.PoolManager:
     return manager
 
 
+def _words(reason: BaseException) -> str:
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return reason.verify_message
+    if "ingerprint" in str(reason):
+        return "its fingerprint is another one"
+    if isinstance(reason, OSError) and reason.strerror:
+        return reason.strerror
+    if isinstance(reason, TimeoutError):
+        return "no answer in time"
+    return f"the connection broke ({type(reason).__name__})"
+
+
 @dataclasses.dataclass(frozen=True)
 class Presented:
     """What a TLS server presents, in DER: its certificate, and all that it sends.
@@ -3541,8 +3591,24 @@ def _chain_of(tls: ssl.SSLSocket) -> tuple[bytes, ...]:
     return ()
 
 
+class NoAnswerError(OSError):
+    """No connection came about, or nothing came over it: to ask again at once is of no use."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(errno.ETIMEDOUT, words)
+        self.words = words
+
+
+def _dial_once(address: tuple[str, int], interrupt: Interrupt) -> socket.socket:
+    with exchanging(Exchange(_KNOCK, interrupt)):
+        try:
+            return _dial(*address)
+        except OSError as error:
+            raise NoAnswerError(_words(error)) from None
+
+
 def _shown(
-    context: ssl.SSLContext, address: tuple[str, int], name: str | None, exchange: Exchange
+    context: ssl.SSLContext, address: tuple[str, int], name: str | None, interrupt: Interrupt
 ) -> Presented:
     """Shake hands; what was presented counts, however that ends.
 
@@ -3553,7 +3619,8 @@ def _shown(
     wrap = functools.partial(
         context.wrap_socket, server_hostname=name, do_handshake_on_connect=False
     )
-    with exchanging(exchange), _dial(*address) as connection, wrap(connection) as tls:
+    connection = _dial_once(address, interrupt)
+    with exchanging(Exchange(_PROBE, interrupt)), connection, wrap(connection) as tls:
         try:
             tls.do_handshake()
         except ssl.SSLError:
@@ -3604,20 +3671,11 @@ def _is_distrust(error: BaseException) -> bool:
     return mismatch or isinstance(error, ssl.SSLCertVerificationError)
 
 
-def _words(reason: BaseException) -> str:
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        return reason.verify_message
-    if "ingerprint" in str(reason):
-        return "its fingerprint is another one"
-    if isinstance(reason, OSError) and reason.strerror:
-        return reason.strerror
-    if isinstance(reason, TimeoutError):
-        return "no answer in time"
-    return f"the connection broke ({type(reason).__name__})"
-
-
 class Transport:
-    """Sends requests to one server: TLS, limits of time and size, one rule for repeating them."""
+    """Sends requests to one server: TLS, limits of time and size, one rule for repeating them.
+
+    Any thread may send.
+    """
 
     def __init__(
         self,
@@ -3636,7 +3694,7 @@ class Transport:
         self._proxy = proxy
         self._slow_writes = slow_writes  # one that takes too long says nothing about other requests
         self._pools: dict[str, urllib3.PoolManager] = {}  # by proxy
-        self._used = 0.0
+        self._pools_lock = threading.Lock()
         self.is_ending = False  # a last request is sent also after an interruption
 
     def close(self) -> None:
@@ -3660,14 +3718,11 @@ class Transport:
         nothing is sent for as long as one request may take, by anybody; nor before the time that a
         server asks for. Raises TransportError.
         """
-        if not (repeatable or self.is_ending) and time.monotonic() - self._used > _KEPT:
-            self.close()  # a kept connection that breaks would leave the outcome unknown
         server = self._context.server(url)
-        if not self.is_ending:
-            server.silence.check()
+        once = functools.partial(self._send_once, method, url, headers, body, repeatable=repeatable)
         for this in tries(self._context.interrupt, self._delays(server)):
             try:
-                answer = self._send_once(method, url, headers, body, repeatable=repeatable)
+                answer = self._in_turn(server, once)
             except TransportError as error:
                 if this.is_last or not error.again or (error.sent and not repeatable):
                     self._heed(server, this, error, is_write=method != "GET")
@@ -3678,6 +3733,14 @@ class Transport:
                     return answer
             log.debug("%s: trying again", self._label)
         raise AssertionError("the last try returns or raises")
+
+    def _in_turn(self, server: Server, once: Callable[[], Answer]) -> Answer:
+        """Send when there is a place, unless by then a signal came or nothing is to be sent."""
+        with server.places:
+            if not self.is_ending:
+                self._context.interrupt.check()
+                server.silence.check()
+            return once()
 
     def _delays(self, server: Server) -> Sequence[float]:
         return () if self.is_ending or server.is_tried_once() else _RETRY_DELAYS
@@ -3699,7 +3762,7 @@ class Transport:
         A connection that broke once, where nothing may be sent again, says nothing either.
         """
         is_slow = self._slow_writes and is_write and error.sent
-        if (this.is_last or not error.again) and not is_slow:
+        if (this.is_last or not error.again) and not is_slow and not server.silence.lasts:
             server.silence.begin(self._timeout, error)
 
     def _leave_alone(self, server: Server, asked: float) -> None:
@@ -3722,10 +3785,10 @@ class Transport:
         import urllib3
 
         interrupt = None if self.is_ending else self._context.interrupt
-        if interrupt:
-            interrupt.check()
         timeout = min(self._timeout, _FAREWELL) if self.is_ending else self._timeout
-        exchange = Exchange(timeout, interrupt, tls=url.startswith("https:"))
+        is_tls = url.startswith("https:")
+        may_break = repeatable or self.is_ending
+        exchange = Exchange(timeout, interrupt, tls=is_tls, may_break=may_break)
         call = f"{method} {urllib.parse.urlsplit(url).path}"
         start = time.monotonic()
         try:
@@ -3742,8 +3805,7 @@ class Transport:
             if exchange.is_cut_off and (repeatable or not exchange.sent):
                 raise Interrupted from None
             raise self._explain(error, exchange, url) from None
-        self._used = time.monotonic()
-        took = (self._used - start) * 1000
+        took = (time.monotonic() - start) * 1000
         log.debug("%s: %s: %s (%.0f ms)", self._label, call, answer.status, took)
         return answer
 
@@ -3751,8 +3813,9 @@ class Transport:
         self, method: str, url: str, headers: Mapping[str, str | bytes], body: bytes | None
     ) -> Answer:
         proxy = self._proxy(url) if self._proxy else ""
-        if proxy not in self._pools:
-            self._pools[proxy] = make_pools(self._tls, proxy)
+        with self._pools_lock:
+            if proxy not in self._pools:
+                self._pools[proxy] = make_pools(self._tls, proxy)
         more: Any = {"User-Agent": f"citrixagent/{__version__}", "Accept-Encoding": "gzip"}
         response = self._pools[proxy].urlopen(
             method,
@@ -3809,9 +3872,8 @@ class Transport:
         """Say for which names an appliance's certificate is, if not for the one it is asked by."""
         host, names = address.hostname or "", "other names"
         with contextlib.suppress(OSError, ValueError):
-            exchange = Exchange(_PROBE, self._context.interrupt)
-            place = (host, address.port or 443)
-            shown = _shown(tls_context(_UNVERIFIED), place, host, exchange)
+            place, interrupt = (host, address.port or 443), self._context.interrupt
+            shown = _shown(tls_context(_UNVERIFIED), place, host, interrupt)
             found = read_certificate(shown.certificate)
             names = _listed({found.common_name, *found.names} - {""})
         return (
@@ -3840,18 +3902,36 @@ def presented(
     more, without a choice. Nothing is verified: the certificate is compared with the one that was
     installed.
     """
-    exchange = Exchange(_PROBE, interrupt)
     try:
         if key_type:
             context = tls_context(_UNVERIFIED)
             context.maximum_version = ssl.TLSVersion.TLSv1_2
             context.set_ciphers("aRSA" if key_type.startswith("RSA") else "aECDSA")
             with contextlib.suppress(ssl.SSLError):
-                return _shown(context, address, server_name, exchange)
-        return _shown(tls_context(_UNVERIFIED), address, server_name, exchange)
-    except TimeoutError:
+                return _shown(context, address, server_name, interrupt)
+        return _shown(tls_context(_UNVERIFIED), address, server_name, interrupt)
+    except (NoAnswerError, TimeoutError) as error:
         interrupt.check()
-        raise
+        raise NoAnswerError(_words(error)) from None
+
+
+def probe(
+    address: tuple[str, int], server_name: str | None, key_type: str, context: Context
+) -> Presented:
+    """Return what a virtual server presents, as ``presented`` does, from any thread.
+
+    There are only so many at a time. An address that does not answer is asked once: behind a
+    firewall that drops, everything else would wait for it again and again.
+    """
+    with context.probes:
+        context.interrupt.check()
+        if words := context.unanswered.get(address):
+            raise NoAnswerError(words)
+        try:
+            return presented(address, server_name, key_type, context.interrupt)
+        except NoAnswerError as error:
+            context.unanswered[address] = error.words
+            raise
 
 
 def management_certificate(host: str, interrupt: Interrupt) -> bytes:
@@ -4792,6 +4872,10 @@ class Sectigo(Protocol):
         """Return before when SCM is not asked for an order, by the monotonic clock."""
         ...
 
+    def listed_revoked(self, at_most: int) -> set[str] | None:
+        """Return the ids of what a list gives as revoked; None where it takes more requests."""
+        ...
+
     def revoke(self, cert_id: str, reason: int, message: str) -> None:
         """Revoke a certificate; one that is revoked already is fine."""
         ...
@@ -5011,6 +5095,7 @@ class Channel:
         self._tokens = tokens
         self._context = context
         proxy = functools.partial(proxy_to, configured=config.proxy)
+        self._lock = threading.Lock()  # held while it is looked for the path
         self._transport = Transport("SCM", config.tls, config.timeout, context, proxy)
 
     def log_in(self) -> None:
@@ -5038,22 +5123,25 @@ class Channel:
     def _send(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
     ) -> Answer:
-        answer = self._authorized(method, path, headers, body)
+        tried = self._path
+        answer = self._authorized(method, tried + path, headers, body)
         nowhere = answer.status == 404 and _code(answer.json(), "code") is None
-        if nowhere and not self._is_found and self._has_moved():
-            return self._authorized(method, path, headers, body)
+        if nowhere and self._has_moved(tried):
+            return self._authorized(method, self._path + path, headers, body)
         return answer
 
-    def _has_moved(self) -> bool:
+    def _has_moved(self, tried: str) -> bool:
         """Look, once, under which path the API is; tell whether it is another one."""
-        self._is_found = True
-        before = self._path
-        for path in self._paths:
-            self._path = path
-            if self._authorized("GET", self._proof, {}, None).status != 404:
-                return path != before
-        self._path = before
-        return False
+        with self._lock:
+            if not self._is_found:
+                self._is_found = True
+                proofs = ((path, path + self._proof) for path in self._paths)
+                there = (path for path, proof in proofs if self._is_there(proof))
+                self._path = next(there, self._path)
+            return self._path != tried
+
+    def _is_there(self, path: str) -> bool:
+        return self._authorized("GET", path, {}, None).status != 404
 
     def _authorized(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
@@ -5075,7 +5163,7 @@ class Channel:
         else:  # bytes: a text would have to be Latin-1
             login = {"login": config.login.encode(), "password": config.password.value.encode()}
             login["customerUri"] = config.customer_uri.encode()
-        address = f"{config.url}{self._path}{path}"
+        address = f"{config.url}{path}"
         answer = self._transport.send(
             method,
             address,
@@ -5240,6 +5328,10 @@ class EnrollmentApi(RestApi):
     def status(self, cert_id: str) -> str:
         return self._status(f"/{_part(cert_id)}/status")
 
+    def listed_revoked(self, _at_most: int) -> set[str] | None:
+        """Return None: this API has no list."""
+        return None
+
     def revoke(self, cert_id: str, reason: int, message: str) -> None:
         data = {"reasonCode": reason, "message": message}
         self._end_known("DELETE", f"/{_part(cert_id)}", data, cert_id)
@@ -5311,12 +5403,14 @@ class AdminApi(RestApi):
         paths = ["/api/ssl/v1", "/api/ssl/v2"]
         super().__init__(Channel(config, paths, self._type_list, tokens, context))
         self._types: list[Document] = []
+        self._types_lock = threading.Lock()
         self._term = config.term
 
     def log_in(self) -> None:
         """Log in, and read what SCM offers: without that right nothing can be ordered."""
         self._channel.log_in()
-        self._types = self._types or self._list(self._type_list, "list of types")[0]
+        with self._types_lock:
+            self._types = self._types or self._list(self._type_list, "list of types")[0]
 
     @property
     def offered(self) -> Sequence[Document]:
@@ -5421,21 +5515,41 @@ class AdminApi(RestApi):
         found = [self._named(profile, known, status) for status in _WAITING]
         return list(itertools.chain.from_iterable(found))
 
+    def listed_revoked(self, at_most: int) -> set[str] | None:
+        found: set[str] = set()
+        try:
+            for ids, total in itertools.islice(self._pages({"status": "Revoked"}), at_most):
+                found |= set(ids)
+                if total is None or total > at_most * _LARGEST_PAGE:
+                    return None
+                if len(found) >= total:
+                    return found
+        except ScmError as error:
+            if error.kind not in {"rejected", "permission"}:
+                raise
+        return None
+
     def _named(self, profile: Profile, known: Sequence[str], status: str = "") -> list[str]:
         """Return the ids of certificates for a common name, of all or in a state, newest first."""
-        ids: dict[str, None] = {}
-        for _ in range(_MOST_PAGES):
-            query = {"commonName": profile.subject.common_name, "size": _LARGEST_PAGE}
-            query |= {"status": status} if status else {}
-            page = urllib.parse.urlencode({**query, "position": len(ids)})
+        query = {"commonName": profile.subject.common_name}
+        query |= {"status": status} if status else {}
+        pages = itertools.islice(self._pages(query), _MOST_PAGES)
+        ids = dict.fromkeys(itertools.chain.from_iterable(found for found, _ in pages))
+        return sorted((each for each in ids if each not in known), key=_by_age, reverse=True)
+
+    def _pages(self, query: Mapping[str, str]) -> Iterator[tuple[list[str], int | None]]:
+        """Yield a list of certificates, page by page: their ids, and how long it is as a whole."""
+        ids: set[str] = set()
+        while True:
+            page = urllib.parse.urlencode({**query, "size": _LARGEST_PAGE, "position": len(ids)})
             rows, total = self._list(f"?{page}", "list")
             found = [str(row["sslId"]) for row in rows if row.get("sslId")]
-            if set(found) <= set(ids):  # also of a server that gives the same page again
-                break
-            ids |= dict.fromkeys(found)
+            yield found, total
+            if set(found) <= ids:  # also of a server that gives the same page again
+                return
+            ids |= set(found)
             if len(ids) >= (total or 0) > 0:
-                break
-        return sorted((each for each in ids if each not in known), key=_by_age, reverse=True)
+                return
 
     def _list(self, path: str, name: str) -> tuple[list[Document], int | None]:
         """Return a page of a list, and how long the list is, where SCM tells."""
@@ -5458,6 +5572,34 @@ def connect_to_scm(config: ScmConfig, tokens: Tokens, context: Context) -> Secti
     """Return the client of the API that scm.yaml names."""
     backend = AdminApi if config.api == "admin" else EnrollmentApi
     return backend(config, tokens, context)
+
+
+class RevocationCheck:
+    """Asks SCM, for a whole run and from any thread, which certificates were revoked.
+
+    The first question is asked alone: SCM that is down costs one round of tries. Where a list takes
+    fewer requests, only what it names is asked for; it may name more than it was asked for.
+    """
+
+    def __init__(self, scm: Sectigo) -> None:
+        self.expected = 0  # that are asked for, at most
+        self._scm = scm
+        self._lock = threading.Lock()
+        self._has_begun = False
+        self._listed: set[str] | None = None
+
+    def is_revoked(self, cert_id: str) -> bool:
+        with self._lock:
+            if not self._has_begun:
+                self._has_begun = True
+                # One page after another is no slower then than so many questions at a time.
+                self._listed = self._scm.listed_revoked(self.expected // CONNECTIONS)
+                return self._ask(cert_id)
+        return self._ask(cert_id)
+
+    def _ask(self, cert_id: str) -> bool:
+        is_named = self._listed is None or cert_id in self._listed
+        return is_named and self._scm.status(cert_id) == "REVOKED"
 
 
 # ----- 11. Store ------------------------------------------------------------------------------
@@ -6933,29 +7075,38 @@ def is_addressable(host: str, port: int) -> bool:
 class Prover:
     """Compares what the virtual servers of a profile present with what was installed."""
 
-    def __init__(self, profile: Profile, view: View, interrupt: Interrupt) -> None:
+    def __init__(self, profile: Profile, view: View, context: Context) -> None:
         self._profile = profile
         self._view = view
-        self._interrupt = interrupt
+        self._context = context
 
-    def wrong_at(self, server: VirtualServer, chain: Sequence[Certificate]) -> tuple[str, bool]:
-        """Say what is wrong at a virtual server (empty: nothing), and whether it presented that.
+    def look_at(
+        self, server: VirtualServer, chain: Sequence[Certificate]
+    ) -> Callable[[], tuple[str, bool]]:
+        """Return what says what is wrong there (empty: nothing), and whether it presented that.
 
-        It is looked at a few times: an appliance takes a moment.
+        Whoever calls that, in any thread, asks nothing of the appliance.
         """
         host, port = server.connect or self._address_of(server)
+        return functools.partial(self._wrong_at, server, (host, port), chain)
+
+    def _wrong_at(
+        self, server: VirtualServer, address: tuple[str, int], chain: Sequence[Certificate]
+    ) -> tuple[str, bool]:
+        """Say what is wrong; it is looked at a few times: an appliance takes a moment."""
+        host, port = address
         if not is_addressable(host, port):
             text = (
                 f'the virtual server "{server.name}" has no address of its own, so what it presents'
             )
             return f"{text} was not verified: set connect in the profile", False
         found = ("", False)
-        for _ in tries(self._interrupt):
+        for _ in tries(self._context.interrupt):
             try:
-                found = self._compare(server, (host, port), chain)
-            except TimeoutError:
+                found = self._compare(server, address, chain)
+            except NoAnswerError as error:
                 place = f'the virtual server "{server.name}" at {host}:{port}'
-                return f"{place} could not be verified: no answer in time", False
+                return f"{place} could not be verified: {error.words}", False
             if not found[0]:
                 break
         return found
@@ -6971,14 +7122,14 @@ class Prover:
     def _compare(
         self, server: VirtualServer, address: tuple[str, int], chain: Sequence[Certificate]
     ) -> tuple[str, bool]:
-        """Say what is wrong; TimeoutError where waiting longer would be of no use."""
+        """Say what is wrong; NoAnswerError where to look again would be of no use."""
         wanted = chain[0]
         name = None if not server.sni and self._view.has_sni(server) else self._server_name()
         place = f'the virtual server "{server.name}" at {address[0]}:{address[1]}'
         try:
-            shown = presented(address, name, wanted.key_type, self._interrupt)
+            shown = probe(address, name, wanted.key_type, self._context)
             found = read_certificate(shown.certificate)
-        except TimeoutError:
+        except NoAnswerError:
             raise
         except OSError as error:
             return f"{place} could not be verified: {_words(error)}", False
@@ -7112,7 +7263,8 @@ class Run:
     config: ScmConfig
     store: Store
     context: Context
-    tokens: Tokens
+    scm: Sectigo
+    revocations: RevocationCheck
     max_orders: int | None  # a run of all profiles that would place more places none
     progress: Progress
     owner: Callable[[Appliance, str], str]  # the profile that manages a certkey, or nothing
@@ -7245,13 +7397,13 @@ class Ordering:
     run must know is on record before the appliance or SCM is asked for what cannot be undone.
     """
 
-    def __init__(self, job: Job, scm: Sectigo) -> None:
+    def __init__(self, job: Job) -> None:
         self._profile = job.profile
         self._job = job
         self._view = job.view
         self._memory = job.memory
         self._result = job.result
-        self._scm = scm
+        self._scm = job.run.scm
         self._inquiry = Inquiry(job.run.pace)
         self._waits_for = "being issued by the CA"
         self.resumes = False  # the change was begun by an earlier run
@@ -7753,7 +7905,8 @@ class Installer:
         self._view = job.view
         self._memory = job.memory
         self._result = job.result
-        self._prover = Prover(job.profile, job.view, job.run.context.interrupt)
+        self._prover = Prover(job.profile, job.view, job.run.context)
+        self._found: dict[VirtualServer, tuple[str, bool]] = {}  # what is wrong, as for the prover
         self.binder = Binder(job)
 
     @property
@@ -8011,11 +8164,20 @@ class Installer:
         is_open = record.unsaved or (record.unverified and is_required)
         return record if is_open else promote(record)
 
+    def looks(self) -> list[Callable[[], None]]:
+        """Return what looks, in any thread, at what each virtual server presents."""
+        chain, servers = self.chain(), self._profile.virtual_servers
+        looks = {server: self._prover.look_at(server, chain) for server in servers}
+        return [functools.partial(self._take_look, *each) for each in looks.items()]
+
+    def _take_look(self, server: VirtualServer, look: Callable[[], tuple[str, bool]]) -> None:
+        self._found[server] = look()
+
     def verify(self) -> None:
-        """Compare what every virtual server presents with what was installed."""
+        """Judge what every virtual server presents, which was looked at before."""
         required = self._profile.handshake == "required"
         for server in self._profile.virtual_servers:
-            wrong, presented = self._prover.wrong_at(server, self.chain())
+            wrong, presented = self._found[server]
             if wrong and required:
                 raise AgentError("verify", wrong + (self._undo() if presented else ""))
             if wrong:
@@ -8120,22 +8282,35 @@ def _lost_usages(held: Certificate | None, leaf: Certificate) -> Iterator[str]:
         yield f"{text}: see SCM's certificate profile where it is needed"
 
 
+def _is_revoked(cert_id: str, run: Run, result: Result) -> bool:
+    """Ask SCM; that it cannot be asked is a warning, one for all where that is so for all."""
+    try:
+        return run.revocations.is_revoked(cert_id)
+    except AgentError as error:
+        if error.kind in _OF_THE_SERVER:
+            run.warn("SCM could not be asked whether certificates were revoked", error.message)
+        else:
+            text = f"SCM could not be asked whether {cert_id} was revoked"
+            result.warnings.append(f"{text}: {error.message}")
+        return False
+
+
 class Work:
     """One profile on its way through the pipeline: recall, observe, decide, advance, report."""
 
-    def __init__(self, profile: Profile, view: View, scm: Sectigo, run: Run) -> None:
+    def __init__(self, profile: Profile, view: View, run: Run) -> None:
         self.profile = profile
         self.result = Result(
             profile.name, profile.appliance.host, profile.certkey, warnings=list(profile.notices)
         )
         self.has_failed = False
         self._view = view
-        self._scm = scm
         self._run = run
         self._memory = Memory(profile.name, run)
         self._job = Job(profile, view, self._memory, self.result, run)
-        self._ordering = Ordering(self._job, scm)
+        self._ordering = Ordering(self._job)
         self._installer = Installer(self._job)
+        self._seen: Observed | None = None
         self._plan: Plan | None = None
         self._is_begun = False
         self._preview: list[str] = []
@@ -8157,13 +8332,53 @@ class Work:
     def recall(self) -> None:
         """Read the record, before anything else is done."""
         self._memory.recall()
+        installed = self._record.installed
+        self._run.revocations.expected += bool(installed and installed.cert_id)
 
-    def plan(self) -> None:
-        """Observe and decide; what is left to do is kept."""
+    def observe(self) -> None:
+        """See how the profile stands."""
         self.result.appliance = self._view.client.host
         self._close_change()
         self._ordering.look_for_order()
-        seen = self._observe()
+        certificate = self._held = self._installed_certificate()
+        managed = self._managed_id(certificate)
+        change = self._record.change
+        self.result.cert_id = (change.new.cert_id if change else None) or managed
+        if certificate:
+            self.result.show(certificate)
+        binder = self._installer.binder
+        unbound = [*(s.name for s in binder.unbound()), *(e.virtual_server for e in binder.left())]
+        is_issued = change is not None and change.order is not None and bool(change.new.pem)
+        self._seen = Observed(
+            now=utc_now(),
+            record=self._record,
+            certificate=certificate,
+            linked=self._installer.is_linked(),
+            unbound=tuple(unbound),
+            taken=tuple(self._owned(each) for each in binder.taken(certificate)),
+            elsewhere=self._view.elsewhere(self.profile),
+            issued=self._installer.chain()[0] if is_issued else None,
+            previous=self._previous_certificate(),
+        )
+
+    @property
+    def in_question(self) -> str | None:
+        """The id of what is installed, where SCM is to be asked whether it was revoked."""
+        order = self._record.change.order if self._record.change else None
+        asks = self._run.config.check_revocation and self._run.intent.command in {"run", "enroll"}
+        return self._managed_id(self._held) if asks and not (order and order.sent) else None
+
+    def ask_if_revoked(self) -> None:
+        """Ask SCM, in any thread, whether what is installed was revoked."""
+        if self._seen and (cert_id := self.in_question):
+            revoked = _is_revoked(cert_id, self._run, self.result)
+            self._seen = dataclasses.replace(self._seen, revoked=revoked)
+
+    def plan(self) -> None:
+        """Decide, from what was seen; what is left to do is kept."""
+        seen, self._seen = self._seen, None
+        if seen is None:
+            return
         plan = decide(self.profile, seen, self._run.intent)
         steps = plan.steps(self.profile)
         self.result.reason = plan.reason
@@ -8240,30 +8455,6 @@ class Work:
         if change != record.change:
             self._memory.keep(dataclasses.replace(record, change=change))
 
-    def _observe(self) -> Observed:
-        certificate = self._held = self._installed_certificate()
-        managed = self._managed_id(certificate)
-        change = self._record.change
-        self.result.cert_id = (change.new.cert_id if change else None) or managed
-        if certificate:
-            self.result.show(certificate)
-        binder = self._installer.binder
-        unbound = [*(s.name for s in binder.unbound()), *(e.virtual_server for e in binder.left())]
-        is_issued = change is not None and change.order is not None and bool(change.new.pem)
-        is_sent = change is not None and change.order is not None and bool(change.order.sent)
-        return Observed(
-            now=utc_now(),
-            record=self._record,
-            certificate=certificate,
-            linked=self._installer.is_linked(),
-            unbound=tuple(unbound),
-            taken=tuple(self._owned(each) for each in binder.taken(certificate)),
-            elsewhere=self._view.elsewhere(self.profile),
-            issued=self._installer.chain()[0] if is_issued else None,
-            previous=self._previous_certificate(),
-            revoked=bool(managed and not is_sent and self._is_revoked(managed)),
-        )
-
     def _previous_certificate(self) -> Certificate | None:
         previous = self._record.previous
         if previous and self._is_rollback:
@@ -8293,21 +8484,6 @@ class Work:
         if certificate.pem:
             self._memory.keep(dataclasses.replace(self._record, found=certificate.pem))
         return certificate
-
-    def _is_revoked(self, cert_id: str) -> bool:
-        asked = self._run.intent.command in {"run", "enroll"}
-        if not (asked and self._run.config.check_revocation):
-            return False
-        try:
-            return self._scm.status(cert_id) == "REVOKED"
-        except AgentError as error:
-            if error.kind in _OF_THE_SERVER:
-                text = "SCM could not be asked whether certificates were revoked"
-                self._run.warn(text, error.message)
-            else:
-                text = f"SCM could not be asked whether {cert_id} was revoked"
-                self.result.warnings.append(f"{text}: {error.message}")
-            return False
 
     # Doing
 
@@ -8365,6 +8541,10 @@ class Work:
         self._todo.remove(step)
         self._done.append(step)
         self.result.steps.append(step.value)
+
+    def looks(self) -> list[Callable[[], None]]:
+        """Return what is to be looked at before the verification, where that is next."""
+        return self._installer.looks() if self._todo[:1] == [Step.VERIFY] else []
 
     def collect(self) -> None:
         """Ask once whether the certificate is there."""
@@ -8485,6 +8665,57 @@ def _waiting_text(waiting: Sequence[Work]) -> str:
     return f"{names}: waiting for {_count(len(waiting), 'certificate')}"
 
 
+def _work_off(
+    waiting: collections.deque[tuple[concurrent.futures.Future[T], Callable[[], T]]],
+) -> None:
+    while waiting:
+        try:
+            future, task = waiting.popleft()
+        except IndexError:  # another thread was faster
+            return
+        try:
+            future.set_result(task())
+        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+            future.set_exception(error)
+
+
+def _affordable(threads: int) -> int:
+    """Return how many threads there may be: each needs a few of this process's descriptors."""
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if descriptors == resource.RLIM_INFINITY:
+        return threads
+    return max(1, min(threads, (descriptors - _OWN_DESCRIPTORS) // _DESCRIPTORS_EACH))
+
+
+def in_threads(
+    tasks: Sequence[Callable[[], T]], at_most: int
+) -> list[concurrent.futures.Future[T]]:
+    """Do tasks, so many at a time, and return what came of each; this thread does its share.
+
+    Where the system gives no more threads, there are fewer.
+    """
+    futures = [concurrent.futures.Future[T]() for _ in tasks]
+    waiting = collections.deque(zip(futures, tasks, strict=True))
+    threads = list[threading.Thread]()
+    try:
+        for _ in range(_affordable(min(at_most, len(tasks))) - 1):
+            thread = threading.Thread(target=_work_off, args=[waiting])
+            thread.start()
+            threads.append(thread)
+    except RuntimeError:
+        log.warning("this system gives no more threads than %d", len(threads) + 1)
+    _work_off(waiting)
+    for thread in threads:
+        thread.join()
+    return futures
+
+
+def _together(tasks: Sequence[Callable[[], None]], at_most: int) -> None:
+    """Do tasks at the same time; what one of them raises is raised when all have come to an end."""
+    for done in in_threads(tasks, at_most):
+        done.result()
+
+
 class Crew:
     """The profiles of one appliance: one session, two passes, one save."""
 
@@ -8494,8 +8725,7 @@ class Crew:
         self._has_looked = False
         self._is_over = False  # it was interrupted
         self._view = View(appliance, run.context)
-        scm = connect_to_scm(run.config, run.tokens, run.context)
-        self._works = [Work(profile, self._view, scm, run) for profile in profiles]
+        self._works = [Work(profile, self._view, run) for profile in profiles]
         self.results = [work.result for work in self._works]
 
     def recall(self) -> None:
@@ -8538,13 +8768,24 @@ class Crew:
         self._view.open()
         if text := self._view.client.clock_text():
             self._run.warn(f"{self._view.client.host}: {text}", "set the one that is wrong")
+        self._each(self._works, Work.observe)
+        self._ask_if_revoked()
         self._each(self._works, Work.plan)
+
+    def _ask_if_revoked(self) -> None:
+        """Ask SCM, of so many at the same time, whether they were revoked."""
+        asked = [work for work in self._works if work.in_question and not work.has_failed]
+        if asked:
+            self._run.progress(f"SCM: asking for {_count(len(asked), 'certificate')}")
+        tasks = [functools.partial(self._guarded, [work], work.ask_if_revoked) for work in asked]
+        _together(tasks, CONNECTIONS)
 
     def _act(self) -> None:
         self._each(self._works, Work.begin)
-        self._advance(self._works, Step.COLLECT, Step.SAVE)
+        self._advance(self._works, Step.COLLECT, Step.SAVE, Step.VERIFY)
         self._collect()
         self._save()
+        self._look_at_servers()
         self._advance(self._works)
         self._each(self._works, Work.finish)
 
@@ -8624,6 +8865,18 @@ class Crew:
         for work in works:
             self._guarded([work], work.saved)
 
+    def _look_at_servers(self) -> None:
+        """Look at what all virtual servers present, at the same time; judged is it one by one."""
+        looks: list[Callable[[], None]] = []
+        self._each(self._works, lambda work: looks.extend(self._looks_of(work)))
+        if looks:
+            text = f"looking at {_count(len(looks), 'virtual server')}"
+            self._run.progress(f"{self._view.client.host}: {text}")
+        _together(looks, PROBES_AT_ONCE)
+
+    def _looks_of(self, work: Work) -> list[Callable[[], None]]:
+        return [functools.partial(self._guarded, [work], look) for look in work.looks()]
+
 
 def _by_address(crews: Iterable[Crew]) -> list[list[Crew]]:
     """Group the crews that share an address: they reach one appliance in different ways."""
@@ -8646,51 +8899,6 @@ def by_appliance(profiles: Iterable[Profile]) -> dict[Appliance, list[Profile]]:
     for profile in profiles:
         groups.setdefault(profile.appliance, []).append(profile)
     return groups
-
-
-def _work_off(
-    waiting: collections.deque[tuple[concurrent.futures.Future[T], Callable[[], T]]],
-) -> None:
-    while waiting:
-        try:
-            future, task = waiting.popleft()
-        except IndexError:  # another thread was faster
-            return
-        try:
-            future.set_result(task())
-        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
-            future.set_exception(error)
-
-
-def _affordable(threads: int) -> int:
-    """Return how many threads there may be: each needs a few of this process's descriptors."""
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if descriptors == resource.RLIM_INFINITY:
-        return threads
-    return max(1, min(threads, (descriptors - _OWN_DESCRIPTORS) // _DESCRIPTORS_EACH))
-
-
-def in_threads(
-    tasks: Sequence[Callable[[], T]], at_most: int
-) -> list[concurrent.futures.Future[T]]:
-    """Do tasks, so many at a time, and return what came of each; this thread does its share.
-
-    Where the system gives no more threads, there are fewer.
-    """
-    futures = [concurrent.futures.Future[T]() for _ in tasks]
-    waiting = collections.deque(zip(futures, tasks, strict=True))
-    threads = list[threading.Thread]()
-    try:
-        for _ in range(_affordable(min(at_most, len(tasks))) - 1):
-            thread = threading.Thread(target=_work_off, args=[waiting])
-            thread.start()
-            threads.append(thread)
-    except RuntimeError:
-        log.warning("this system gives no more threads than %d", len(threads) + 1)
-    _work_off(waiting)
-    for thread in threads:
-        thread.join()
-    return futures
 
 
 def _look_in_turn(crews: Iterable[Crew]) -> None:
@@ -10353,7 +10561,7 @@ def not_accepted_text(home: pathlib.Path) -> str:
 def refused_login(run: Run) -> list[AgentError]:
     """Log in to SCM: a dry run that asks SCM nothing would promise what a run cannot do."""
     try:
-        connect_to_scm(run.config, run.tokens, run.context).log_in()
+        run.scm.log_in()
     except AgentError as error:
         return [error]
     return []
@@ -10636,6 +10844,7 @@ class Session:
     def new_run(
         self, config: ScmConfig, intent: Intent, *, dry_run: bool, wait: int | None = None
     ) -> Run:
+        scm = connect_to_scm(config, Tokens(config, self.redactor), self.context)
         return Run(
             intent=intent,
             dry_run=dry_run,
@@ -10643,7 +10852,8 @@ class Session:
             config=config,
             store=self.store,
             context=self.context,
-            tokens=Tokens(config, self.redactor),
+            scm=scm,
+            revocations=RevocationCheck(scm),
             max_orders=self._known_settings().max_orders if self._is_fleet else None,
             progress=self.report.console.progress,
             owner=self.owner,
@@ -11225,7 +11435,7 @@ class ProfileLook:
         self._profile = profile
         self._view = view
         self._store = store
-        self._prover = Prover(profile, view, context.interrupt)
+        self._prover = Prover(profile, view, context)
         self._checks = checks
 
     def run(self) -> None:
@@ -11284,7 +11494,7 @@ class ProfileLook:
 
     def _shake_hands(self, server: VirtualServer, certificate: Certificate) -> None:
         try:
-            wrong, _ = self._prover.wrong_at(server, [certificate])
+            wrong, _ = self._prover.look_at(server, [certificate])()
         except AgentError as error:
             wrong = error.message
         status: CheckStatus = "fail" if self._profile.handshake == "required" else "warn"
@@ -12416,7 +12626,7 @@ class Listing:
             name = self._server_name(binding, certificate)
             address = (found["host"], found["port"])
             key_type = certificate.key_type if certificate else ""
-            shown = presented(address, name, key_type, self._session.context.interrupt)
+            shown = probe(address, name, key_type, self._session.context)
             leaf = read_certificate(shown.certificate)
         except AgentError as error:
             return found | {"ok": False, "message": error.message}

@@ -30,12 +30,15 @@ TESTS = pathlib.Path(__file__).resolve().parent
 ROOT = TESTS.parent
 sys.path[:0] = [str(ROOT), str(TESTS)]
 
+from cryptography import x509  # noqa: E402
+from cryptography.hazmat.primitives import hashes  # noqa: E402
 from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
+from cryptography.x509.oid import NameOID  # noqa: E402
 from simulators import ca, server  # noqa: E402
 from simulators.certkeys import key_pem  # noqa: E402
 from simulators.netscaler import NetScaler  # noqa: E402
 from simulators.pair import HaPair  # noqa: E402
-from simulators.scm import Order, Scm  # noqa: E402
+from simulators.scm import Order, Scm, Wish  # noqa: E402
 
 import citrixagent as agent  # noqa: E402
 
@@ -46,6 +49,9 @@ FLEETS = ((1, 1), (1, 50), (20, 1), (20, 50))  # appliances, profiles on each
 ENROLLMENTS = (1, 10, 100)
 RENEWALS = 10  # on a pair
 WAITS = ((20, ISSUANCE, 2.0), (5, 90.0, 9.0))  # orders, seconds to issue, the goal of the lateness
+UNREACHABLE = 100
+ESTATE = (200, 50)  # appliances, profiles on each
+SCM_LATENCY = 0.08  # seconds, where SCM is far away
 PROFILES = 1000
 REPEATS = 5
 PASSWORD = "password-of-the-appliance"
@@ -94,9 +100,9 @@ class Meter:
     def _end(self, request: server.Request) -> None:
         self._seconds += time.perf_counter() - self._arrived.pop(request.number)
 
-    def hurry(self) -> None:
-        """From now on, answer without a latency."""
-        self._server.latency = 0.0
+    def answer_after(self, seconds: float) -> None:
+        """From now on, answer with another latency."""
+        self._server.latency = seconds
 
     def usage(self) -> Usage:
         cpu, requests = time.process_time(), len(self._server.requests)
@@ -125,8 +131,11 @@ class Appliance(Meter):
     def install(self) -> list[agent.Generation]:
         """Have every profile's certificate there, bound; return what the program remembers."""
         for each in self._virtual_servers:
-            each.stop()  # nobody looks at what they present: listening would only cost time
-        return [self._install(name) for name in self._names]
+            each.stop()  # nobody looks at what they present: listening would only cost time,
+        usual, self._appliance.ha_state = self._appliance.ha_state, "Secondary"
+        installed = [self._install(name) for name in self._names]
+        self._appliance.ha_state = usual  # and so would telling them all, each time
+        return installed
 
     def _install(self, name: str) -> agent.Generation:
         authority, now = ca.Authority(), agent.utc_now()
@@ -181,7 +190,7 @@ class Manager(Meter):
     def __init__(self) -> None:
         self._scm = Scm()
         super().__init__(self._scm.server)
-        self._scm.add_client("client", SECRET)
+        self._account = self._scm.add_client("client", SECRET)
         self._scm.issue_delay = ISSUANCE
         self._scm.server.start()
         self._asked: list[tuple[float, str]] = []
@@ -206,6 +215,15 @@ class Manager(Meter):
         asked = [at for at, path in self._asked if f"/{order.cert_id}" in path]
         issued = order.placed.timestamp() + order.issue_delay
         return Waited(min(at for at in asked if at >= issued) - issued, len(asked))
+
+    def order(self, number: int) -> list[str]:
+        """Place so many orders, which are issued at once; return their ids."""
+        self._scm.issue_delay = 0.0
+        key, name = ec.generate_private_key(ec.SECP256R1()), names_of("any")[0]
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        csr = x509.CertificateSigningRequestBuilder().subject_name(subject)
+        wish = Wish(csr=csr.sign(key, hashes.SHA256()))
+        return [self._scm.enroll(self._account, wish).cert_id for _ in range(number)]
 
 
 class Remote(Generic[T]):
@@ -254,7 +272,7 @@ token_url: {token_url}
 client_id: client
 client_secret: {secret}
 ca_bundle: ca.pem
-check_revocation: false
+check_revocation: {revocation}
 """
 APPLIANCE = """\
   host: {host}
@@ -266,7 +284,7 @@ PROFILE = """\
 citrix:{citrix}
 virtual_servers:
   - name: vs_{name}
-    type: {kind}
+    type: {kind}{connect}
 certificate:
   common_name: {names[0]}
   subject_alternative_names:
@@ -288,21 +306,30 @@ class Folder:
             (path / name).mkdir()
         self._write("ca.pem", server.authority_pem())
 
-    def scm(self, url: str, token_url: str) -> None:
-        self._write("scm.yaml", SCM_FILE.format(url=url, token_url=token_url, secret=SECRET))
+    def scm(self, url: str, token_url: str, *, revocation: bool = False) -> None:
+        known = {"url": url, "token_url": token_url, "revocation": str(revocation).lower()}
+        self._write("scm.yaml", SCM_FILE.format(secret=SECRET, **known))
 
     def appliance(self, name: str, host: str) -> None:
         self._write(f"appliances/{name}.yaml", "citrix:\n" + appliance_block(host))
 
-    def profiles(self, names: Sequence[str], citrix: str) -> None:
+    def profiles(self, names: Sequence[str], citrix: str, places: Sequence[str] = ()) -> None:
+        """Write profiles, whose virtual servers are looked at in these places, if any are given."""
         for number, name in enumerate(names):
             known = {"name": name, "names": names_of(name), "kind": kind_of(number)}
+            known["connect"] = f"\n    connect: {places[number]}" if places else ""
             self._write(f"profiles/{name}.yaml", PROFILE.format(citrix=citrix, **known))
 
-    def remember(self, names: Sequence[str], installed: Sequence[agent.Generation]) -> None:
+    def remember(
+        self,
+        names: Sequence[str],
+        installed: Sequence[agent.Generation],
+        *,
+        unverified: bool = False,
+    ) -> None:
         store = agent.Store(self.path)
         for name, generation in zip(names, installed, strict=True):
-            store.save(agent.Record(name, installed=generation))
+            store.save(agent.Record(name, installed=generation, unverified=unverified))
 
     def _write(self, name: str, text: str) -> None:
         file = self.path / name
@@ -366,6 +393,7 @@ class Fleet:
             f"ns{a:02}": [f"ns{a:02}-{number:03}" for number in range(profiles)]
             for a in range(appliances)
         }
+        self._installed: list[list[agent.Generation]] = []
         self._scm = Remote(Manager)
         self._appliances = [
             Remote(functools.partial(Appliance, names)) for names in self.names.values()
@@ -379,11 +407,28 @@ class Fleet:
         """Put everything in place: nothing is due then."""
         waiting = [remote.ask(Appliance.install) for remote in self._appliances]
         for names, installed in zip(self.names.values(), waiting, strict=True):
-            self.home.remember(names, installed())
+            self._installed.append(installed())
+            self.home.remember(names, self._installed[-1])
+
+    def unprove(self, places: Sequence[str]) -> None:
+        """Have the profiles of the one appliance look in these places at what is presented."""
+        ((name, members),) = self.names.items()
+        self.home.profiles(members, f" {name}", places)
+        self.home.remember(members, self._installed[0], unverified=True)
+
+    def ask_for_revocation(self, latency: float) -> None:
+        """Have SCM asked for each certificate of the one appliance; that takes it so long."""
+        ((_, members),) = self.names.items()
+        ids = self._scm.ask(Manager.order, len(members))()
+        known = zip(self._installed[0], ids, strict=True)
+        renamed = [dataclasses.replace(made, cert_id=cert_id) for made, cert_id in known]
+        self.home.remember(members, renamed)
+        self.home.scm(*self._scm.ask(Manager.addresses)(), revocation=True)
+        self._scm.ask(Manager.answer_after, latency)()
 
     def hurry(self) -> None:
         for remote in self._appliances:
-            remote.ask(Appliance.hurry)()
+            remote.ask(Appliance.answer_after, 0.0)()
 
     def take(self, seconds: float) -> None:
         self._scm.ask(Manager.take, seconds)()
@@ -490,6 +535,48 @@ def enroll() -> None:
     told(what, f"{ratio:.2f}", "1.15", met=ratio <= 1.15)
 
 
+def unreachable() -> None:
+    """Look at virtual servers behind a firewall that drops."""
+    print(f"\n{UNREACHABLE} virtual servers that do not answer, after an installation")
+    with fleet(1, UNREACHABLE) as made, contextlib.ExitStack() as stack:
+        made.install()
+        usual = made.run()
+        places = [stack.enter_context(server.BareListener("full")) for _ in range(UNREACHABLE)]
+        made.unprove([each.host for each in places])
+        spent = made.run()
+    if spent.output.count("could not be verified") != UNREACHABLE:
+        sys.exit(f"not all were looked at:\n{spent.output}")
+    more = spent.wall - usual.wall
+    told("time on top of a run without", f"{more:.1f} s", "20 s", met=more <= 20)
+
+
+def revocation() -> None:
+    """Ask SCM whether certificates were revoked, where nothing is due."""
+    print(
+        f"\nrevocation on: {PROFILES} profiles on one appliance, SCM at {SCM_LATENCY * 1000:.0f} ms"
+    )
+    with fleet(1, PROFILES) as made:
+        made.install()
+        usual = made.run()
+        made.ask_for_revocation(SCM_LATENCY)
+        spent = made.run()
+    print(f"  {usual.wall:.2f} s without; with it {spent.scm} requests to SCM")
+    cpu = f"CPU {spent.cpu:.2f} s, simulators' {spent.simulators:.2f} s"
+    told(f"time ({cpu})", f"{spent.wall:.2f} s", "12 s", met=spent.wall <= 12)
+
+
+def estate() -> None:
+    """Run a large fleet once, with nothing due."""
+    appliances, profiles = ESTATE
+    print(f"\n{appliances * profiles} profiles on {appliances} appliances, nothing due, one run")
+    with fleet(appliances, profiles) as made:
+        made.install()
+        spent = made.run()
+    cpu = f"CPU {spent.cpu:.2f} s, simulators' {spent.simulators:.2f} s"
+    told(f"time ({cpu})", f"{spent.wall:.2f} s", "15 s", met=spent.wall <= 15)
+    told("memory", f"{spent.memory:.0f} MB", "300 MB", met=spent.memory <= 300)
+
+
 @dataclasses.dataclass
 class Timer:
     """The time of a block of this process: on the clock, and of a processor."""
@@ -540,6 +627,7 @@ def planner(home: pathlib.Path) -> tuple[list[agent.View], list[agent.Work]]:
     """Return what plans every profile of a home folder, the appliances already read."""
     session = agent.Session(agent.App(home, 0), "run", as_json=False)
     config, profiles = session.load([])
+    scm = agent.connect_to_scm(config, agent.Tokens(config, session.redactor), session.context)
     run = agent.Run(
         intent=agent.Intent(),
         dry_run=False,
@@ -547,7 +635,8 @@ def planner(home: pathlib.Path) -> tuple[list[agent.View], list[agent.Work]]:
         config=config,
         store=session.store,
         context=session.context,
-        tokens=agent.Tokens(config, session.redactor),
+        scm=scm,
+        revocations=agent.RevocationCheck(scm),
         max_orders=None,
         progress=lambda _, __=None: None,
         owner=lambda *_: "",
@@ -557,9 +646,8 @@ def planner(home: pathlib.Path) -> tuple[list[agent.View], list[agent.Work]]:
     for appliance, members in agent.by_appliance(profiles).items():
         view = agent.View(appliance, session.context)
         view.open()
-        scm = agent.connect_to_scm(config, run.tokens, session.context)
         views.append(view)
-        works += [agent.Work(profile, view, scm, run) for profile in members]
+        works += [agent.Work(profile, view, run) for profile in members]
     return views, works
 
 
@@ -572,6 +660,7 @@ def planning() -> Timer:
         with Timer() as timer:
             for work in works:
                 work.recall()
+                work.observe()
                 work.plan()
         for view in views:
             view.close()
@@ -628,6 +717,9 @@ def config() -> None:
 PARTS: dict[str, Callable[[], None]] = {
     "idle": idle,
     "enroll": enroll,
+    "unreachable": unreachable,
+    "revocation": revocation,
+    "estate": estate,
     "lateness": lateness,
     "pair": pair,
     "config": config,

@@ -7,6 +7,7 @@ import dataclasses
 import datetime as dt
 import functools
 import itertools
+import json
 import pathlib
 import re
 import threading
@@ -24,10 +25,10 @@ from simulators.ca import Authority, ChainStyle, hierarchy, to_pem
 from simulators.netscaler import NetScaler, Variant, VirtualServer
 from simulators.pair import HaPair
 from simulators.reissue import reissued
-from simulators.scm import Scm
-from simulators.server import Fault, Request
+from simulators.scm import Scm, scm_error
+from simulators.server import Fault, Request, Response
 from test_faults import failed
-from test_lifecycle import age, leaf, served
+from test_lifecycle import age, leaf, served, use_admin
 from test_run import KINDS, common_names, is_write, key_type
 
 from citrixagent import utc_now
@@ -988,6 +989,96 @@ def test_appliances_are_handled_in_parallel(estate: Estate) -> None:
         appliance.server.before = before
     assert estate.lab("run").exit_code == 0
     assert len(estate.lab.scm.orders) == 2
+
+
+class Meeting:
+    """Has everybody wait until so many are there; notes how many were there at most."""
+
+    def __init__(self, size: int) -> None:
+        self.most = self.came = 0
+        self._there = 0
+        self._lock = threading.Lock()
+        self._all = threading.Barrier(size, timeout=60)
+
+    def wait(self) -> None:
+        with self._lock:
+            self.came, self._there = self.came + 1, self._there + 1
+            self.most = max(self.most, self._there)
+        self._all.wait()
+        with self._lock:
+            self._there -= 1
+
+
+def test_virtual_servers_are_looked_at_together(estate: Estate) -> None:
+    """Of all appliances, sixteen at a time: each waits until so many are there."""
+    meeting = Meeting(16)
+    names = [f"vs_{number}" for number in range(16)]
+    for profile, appliance in zip("ab", estate.appliances, strict=True):
+        for name in names:
+            appliance.add_virtual_server(name, "load_balancing").meet = meeting.wait
+        servers = [server for name in names for server in on(name)]
+        citrix = estate.lab.citrix(host=appliance.host)
+        estate.lab.write_profile(profile, citrix=citrix, virtual_servers=servers)
+    outcome = estate.lab.json("run")
+    assert outcome.exit_code == 0
+    assert [each["warnings"] for each in outcome.document()["profiles"]] == [[], []]
+    assert (meeting.came, meeting.most) == (32, 16)
+
+
+def is_question(request: Request) -> bool:
+    return request.path.endswith("/status")
+
+
+def test_scm_is_asked_for_many_certificates_at_the_same_time(lab: Lab) -> None:
+    """The first question is asked alone, then eight at a time; each answer is heeded."""
+    write_many(lab, 9)
+    assert lab("run").exit_code == 0
+    meeting, asked = Meeting(8), len(lab.scm.server.requests)
+    lab.scm.revoke(lab.scm.orders[-1], 1, "lost")
+
+    def before(request: Request) -> None:
+        if is_question(request) and any(map(is_question, lab.scm.server.requests[asked:-1])):
+            meeting.wait()
+
+    lab.scm.server.before = before
+    outcomes = [each["outcome"] for each in lab.json("run").document()["profiles"]]
+    assert sorted(outcomes) == ["enrolled"] + ["unchanged"] * 8
+    assert (meeting.came, meeting.most) == (8, 8)
+
+
+def test_a_list_of_scm_answers_for_many_certificates(lab: Lab) -> None:
+    """Where that is fewer requests; what it names is asked for, and nothing is taken from it."""
+    use_admin(lab, by_login=True)
+    write_many(lab, 8)
+    assert lab("run").exit_code == 0
+    server, path = lab.scm.server, "/api/ssl/v1"
+
+    def asked() -> list[str]:
+        since = len(server.requests)
+        assert lab("run").text == ""
+        return [call.removeprefix(f"GET {path}") for call in server.calls(since)]
+
+    page = "?status=Revoked&size=200&position=0"
+    each = sorted(f"/{order.cert_id}" for order in lab.scm.orders)
+    assert asked() == [page]
+    for much in (
+        lambda _, told: dataclasses.replace(told, headers={"X-Total-Count": "201"}),
+        lambda _, told: dataclasses.replace(told, headers={}),
+        lambda request, told: scm_error(-1002, "status") if request.query else told,
+        # of a filter that is not heeded
+        lambda request, told: everything(lab, told) if request.query else told,
+    ):
+        server.rewrite = much
+        assert sorted(asked()) == [*each, page]
+    server.rewrite = None
+    lab.scm.revoke(lab.scm.orders[-1], 1, "lost")
+    outcomes = [each["outcome"] for each in lab.json("run").document()["profiles"]]
+    assert sorted(outcomes) == ["enrolled"] + ["unchanged"] * 7
+
+
+def everything(lab: Lab, told: Response) -> Response:
+    rows = [{"sslId": int(order.cert_id)} for order in lab.scm.orders]
+    return dataclasses.replace(told, body=json.dumps(rows).encode(), headers={"X-Total-Count": "8"})
 
 
 def test_one_job_is_one_appliance_after_another(estate: Estate) -> None:

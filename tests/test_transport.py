@@ -18,7 +18,7 @@ from conftest import PROCESS, Lab
 from simulators import HUNG
 from simulators.netscaler import NetScaler
 from simulators.server import BareListener, Fault, HttpsServer, Request, Response
-from test_fleet import plain
+from test_fleet import plain, write_many
 from test_lifecycle import use_admin
 
 T = TypeVar("T")
@@ -165,16 +165,20 @@ def test_a_connection_that_does_not_come_about_ends(lab: Lab, system: str, behav
 @pytest.mark.parametrize("behaviour", ["stall", "drip", "full"])
 @pytest.mark.sample(3)
 def test_a_virtual_server_that_does_not_come_to_an_end(lab: Lab, behaviour: str) -> None:
+    """Its address is remembered: who has not begun to look by then does not look at it."""
+    names = [f"vs_{number}" for number in range(20)]
+    for name in names:
+        lab.appliance.add_virtual_server(name, "load_balancing")
     with BareListener(behaviour) as listener:
-        lab.write_profile(
-            virtual_servers=[{"name": "vs_www", "type": "load_balancing", "connect": listener.host}]
-        )
+        servers = [{"type": "load_balancing", "connect": listener.host, "name": n} for n in names]
+        lab.write_profile(virtual_servers=servers)
         code, told = ended(lab, "run")
-        assert listener.connections <= 1
+        assert listener.connections == (0 if behaviour == "full" else 16)
     (profile,) = json.loads(told)["profiles"]
     assert (code, profile["outcome"]) == (0, "enrolled")
-    (warning,) = profile["warnings"]
-    assert warning.endswith("could not be verified: no answer in time")
+    assert [each.partition(" could not be ")[2] for each in profile["warnings"]] == [
+        "verified: no answer in time"
+    ] * len(names)
 
 
 def test_a_stalled_body_is_waited_for_once(lab: Lab) -> None:
@@ -255,6 +259,40 @@ def test_a_signal_ends_all_requests_that_are_under_way(
     assert not any(each.sessions for each in three)
 
 
+def test_a_signal_ends_eight_questions_for_certificates(lab: Lab) -> None:
+    names = write_many(lab, 10)
+    assert lab("run").exit_code == 0
+    lab.write_scm(timeout=600)
+    asked = len(lab.scm.server.requests)
+
+    def is_later(request: Request) -> bool:
+        before = lab.scm.server.calls(asked)[:-1]
+        return "/status" in str(request) and any("/status" in call for call in before)
+
+    fault = Fault("stall", stage="body", seconds=600, matches=is_later, times=99)
+    lab.scm.server.faults.append(fault)
+    code, told = stopped(lab, lambda: fault.times == 99 - 8)
+    assert code == 143
+    assert fault.times == 99 - 8
+    texts = {each["error"]["message"] for each in json.loads(told)["profiles"]}
+    assert texts == {"interrupted before it was looked at: the next run goes on from here"}
+    assert len(json.loads(told)["profiles"]) == len(names)
+    assert not lab.appliance.sessions
+
+
+def stopped(lab: Lab, is_time: Callable[[], bool]) -> tuple[int, str]:
+    """Run the program as a process, end it with a signal, and return its code and its output."""
+    with subprocess.Popen(
+        [*PROCESS, "--home", str(lab.home), "run", "--json"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        while not is_time():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        told, _ = process.communicate(timeout=HUNG)
+    return process.returncode, told
+
+
 def test_a_signal_while_an_order_drips_leaves_its_outcome_unknown(lab: Lab) -> None:
     """It is not taken for one that was not sent."""
     limited(lab, "enrollment", 600)
@@ -263,17 +301,8 @@ def test_a_signal_while_an_order_drips_leaves_its_outcome_unknown(lab: Lab) -> N
             "drip", stage="body", matches=lambda each: plainly(each) == "POST /api/v1/certificates"
         )
     )
-    with subprocess.Popen(
-        [*PROCESS, "--home", str(lab.home), "run", "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        while lab.scm.server.faults[0].times:
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.terminate()
-        told, _ = process.communicate(timeout=HUNG)
-    assert process.returncode == 143
+    code, told = stopped(lab, lambda: not lab.scm.server.faults[0].times)
+    assert code == 143
     assert json.loads(told)["profiles"][0]["error"]["kind"] == "unknown_outcome"
     outcome = lab.json("run")
     assert outcome.profile()["error"]["kind"] == "unknown_outcome"

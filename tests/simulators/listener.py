@@ -14,7 +14,7 @@ import socket
 import socketserver
 import ssl
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from cryptography import x509
 
@@ -51,7 +51,9 @@ class VirtualServer:
     """A virtual server; those of an SSL type listen on ``address`` until ``stop``.
 
     One whose ``address`` is given is only looked at: nobody listens there.
-    ``served`` and ``served_by_name`` (SNI) are the serials of what was presented, in order.
+    ``served`` and ``served_by_name`` (SNI) are the serials of what was presented, in order. So many
+    handshakes as ``lag`` says still get what was there before the last change; ``meet`` is called
+    with each handshake.
     """
 
     def __init__(
@@ -73,6 +75,9 @@ class VirtualServer:
         self.bundle = bundle  # the bundle that is bound to it, on releases that have them
         self.served: list[str] = []
         self.served_by_name: list[str] = []
+        self.lag = 0
+        self.meet: Callable[[], None] = lambda: None
+        self._before: tuple[Presented, ...] = ()
         self.address = address or ("127.0.0.1", 80)
         self._default: tuple[Presented, ...] = ()
         self._by_name: tuple[Presented, ...] = ()
@@ -95,6 +100,8 @@ class VirtualServer:
         """From now on, serve these."""
         self.served += _new_serials(self._default, default)
         self.served_by_name += _new_serials(self._by_name, by_name)
+        if tuple(default) != self._default:
+            self._before = self._default
         self._default, self._by_name = tuple(default), tuple(by_name)
 
     def handshake(
@@ -122,8 +129,11 @@ class VirtualServer:
     def _choose(
         self, connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext
     ) -> int | None:
+        self.meet()
         chosen = self._named(name.lower()) if name and self.sni else ()
         chosen = chosen or self._default
+        if self.lag:
+            self.lag, chosen = self.lag - 1, self._before
         if not chosen:
             return ssl.ALERT_DESCRIPTION_HANDSHAKE_FAILURE
         if chosen not in self._contexts:
