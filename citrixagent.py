@@ -90,7 +90,7 @@ import unicodedata
 import urllib.parse
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeVar
 
 _IS_OLD = (_VERSION := sys.version_info) < (3, 10)  # needs Python 3.10
@@ -11865,60 +11865,68 @@ class Questions:
             raise Interrupted from None
 
 
-class Draft:
-    """A YAML file that is going to be written, with the secrets that it names; a Source.
+def _plain(data: object) -> object:
+    """Return a document's data as it can be written: without what its reader notes of it."""
+    if isinstance(data, dict):
+        return {key: _plain(value) for key, value in data.items()}
+    return [_plain(item) for item in data] if isinstance(data, list) else data
+
+
+def _block(value: object) -> Document:
+    return dict(value) if isinstance(value, dict) else {}
+
+
+class Draft(DiskSource):
+    """A YAML file that is going to be written, with the secrets that it names.
 
     It begins with what is there, so that keys which nobody asks for are kept; not with what is
     still the sample's.
     """
 
     def __init__(self, path: pathlib.Path, redactor: Redactor) -> None:
+        super().__init__(path, redactor)
         self.path = path
-        self.file = str(path)
-        self.notices: list[str] = []
         self.secrets: dict[str, str] = {}  # by their path, seen from the file's folder
-        self._disk = DiskSource(path, redactor)
-        self._redactor = redactor
-        self.is_sample = False
-        self.document: Document = {}
+        self.data: Document = {}
         with contextlib.suppress(ValueError):
-            found = self._disk.document() if path.exists() else {}
-            self.document = dict(found) if isinstance(found, dict) else {}
-        for key in [key for key, value in self.document.items() if "your-" in str(value)]:
-            self.is_sample = True
-            del self.document[key]
+            self.data = _block(_plain(self.document()) if path.exists() else {})
+        sample = [key for key, value in self.data.items() if "your-" in str(value)]
+        self.is_sample = bool(sample)
+        self.forget(sample)
 
     def open_to_others(self) -> bool:
         return False
 
-    def resolve(self, path: str) -> str:
-        return self._disk.resolve(path)
-
-    def resolve_bundle(self, path: str) -> str:
-        return self._disk.resolve_bundle(path)
-
     def fetch(self, way: str, value: str) -> str:
         secret = self.secrets.get(value) if way == "file" else None
-        return self._disk.fetch(way, value) if secret is None else secret
+        return super().fetch(way, value) if secret is None else secret
+
+    def known(self, key: str) -> str:
+        """Return what a key holds already, as it would be typed; empty where that is nothing."""
+        value = self.data.get(key, "")
+        return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    def forget(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self.data.pop(key, None)
 
     def put(self, place: str, value: object) -> None:
         """Set a key, or remove it (None); a dot leads into a block."""
         block, _, key = place.rpartition(".")
-        holder = self.document.setdefault(block, {}) if block else self.document
+        holder = self.data.setdefault(block, {}) if block else self.data
         holder[key] = value
         if value is None:
             del holder[key]
 
     def keep_secret(self, name: str, file: str, secret: str) -> None:
         """Have a secret go to a file of its own, whatever way it was given in before."""
-        for way in secret_keys(name):
-            self.document.pop(way, None)
-        self.document[f"{name}_file"] = file
+        self.forget(secret_keys(name))
+        self.data[f"{name}_file"] = file
         self.secrets[file] = secret
         self._redactor.add(secret)
 
     def text(self) -> str:
-        return _yaml(self.document)
+        return _yaml(self.data)
 
     def write(self) -> None:
         """Write the secrets, then the file: each in one step, for the owner alone."""
@@ -11933,11 +11941,20 @@ Parse = Callable[[Draft, list[str]], object]
 
 
 def _parse_scm_draft(draft: Draft, problems: list[str]) -> ScmConfig:
-    return parse_scm(draft.document, draft, problems)
+    return parse_scm(draft.data, draft, problems)
 
 
 def _parse_appliance_draft(draft: Draft, problems: list[str]) -> Appliance:
-    return parse_appliance(Section(draft.document, draft, problems))
+    return parse_appliance(Section(draft.data, draft, problems))
+
+
+def _check_kept(draft: Draft, parse: Parse, asked: Collection[str]) -> None:
+    """Raise AgentError (config) for what is wrong with a file and no question would mend."""
+    problems: list[str] = []
+    parse(draft, problems)
+    kept = tuple(f"{draft.file}: {key}: " for key in draft.data if key not in asked)
+    if wrong := [problem for problem in problems if problem.startswith(kept)]:
+        raise AgentError("config", "\n".join(wrong))
 
 
 def _take(draft: Draft, parse: Parse, place: str, value: object) -> None:
@@ -11994,6 +12011,31 @@ def _check_choice(choices: Sequence[str], answer: str) -> str:
     return answer
 
 
+_ASKED_OF_SCM = ("url", *_OAUTH_KEYS, *_ADMIN_KEYS)
+_ASKED_OF_APPLIANCES = ("host", "username", *secret_keys("password"))
+_ASKED_OF_CERTIFICATES = (
+    *("common_name", "subject_alternative_names", "key_type"),
+    *("organization", "state", "country"),
+)
+
+
+def _with_kept(asked: Document, before: Document) -> Document:
+    """Return a profile as it was asked for, with what it had before that no question asks for."""
+    servers = before.get("virtual_servers")
+    rows = map(_block, servers if isinstance(servers, list) else ())
+    known = {str(row.get("name")): row for row in rows}
+    certificate = _block(before.get("certificate"))
+    kept = {key: certificate[key] for key in certificate if key not in _ASKED_OF_CERTIFICATES}
+    return {
+        **asked,
+        "virtual_servers": [
+            {**known.get(each["name"], {}), **each} for each in asked["virtual_servers"]
+        ],
+        "certificate": asked["certificate"] | kept,
+        **{key: before[key] for key in before if key not in asked},
+    }
+
+
 def _check_numbers(most: int, answer: str) -> str:
     numbers = _as_list(answer)
     if not numbers or not all(each.isascii() and each.isdigit() for each in numbers):
@@ -12031,18 +12073,15 @@ class Setup:
 
     def _scm(self) -> None:
         draft = self._draft("scm.yaml")
-        api = draft.document.get("api", "enrollment")
-        take = functools.partial(_taker, draft, _parse_scm_draft)
-        self._ask.ask("API (enrollment, admin)", take("api"), default=str(api))
-        is_admin = draft.document["api"] == "admin"
-        for key in ("customer_uri", "login", *secret_keys("password")):
-            draft.document.pop(key, None)  # a login, beside which there is no client
-        for key in () if is_admin else ("org_id", "cert_type", "term"):
-            draft.document.pop(key, None)
+        take = _taker(draft, _parse_scm_draft, "api")
+        self._ask.ask("API (enrollment, admin)", take, default=draft.known("api") or "enrollment")
+        is_admin = draft.data["api"] == "admin"
+        draft.forget(_LOGIN_KEYS)  # beside which there is no client
+        draft.forget(() if is_admin else _ADMIN_KEYS)
+        _check_kept(draft, _parse_scm_draft, _ASKED_OF_SCM)
         example = "https://admin.enterprise.sectigo.com" if is_admin else "https://cert-manager.com"
-        known = str(draft.document.get("url", ""))
         check = functools.partial(self._try_scm_address, draft)
-        self._ask.ask("URL", check, default=known, example=example)
+        self._ask.ask("URL", check, default=draft.known("url"), example=example)
         while not self._try_scm_login(draft):
             pass
         if is_admin:
@@ -12063,8 +12102,7 @@ class Setup:
         return answer
 
     def _try_scm_login(self, draft: Draft) -> bool:
-        known = str(draft.document.get("client_id", ""))
-        take = _taker(draft, _parse_scm_draft, "client_id")
+        take, known = _taker(draft, _parse_scm_draft, "client_id"), draft.known("client_id")
         self._ask.ask("Client ID", take, default=known, example="the ID that SCM shows")
         draft.keep_secret("client_secret", "client_secret", self._ask.hidden("Client secret"))
         config = dataclasses.replace(_parse_scm_draft(draft, []), api="enrollment")  # token only
@@ -12072,12 +12110,10 @@ class Setup:
 
     def _offer(self, draft: Draft) -> None:
         """Ask for what the Admin API orders by; type and term are chosen from what it offers."""
-        take = functools.partial(_taker, draft, _parse_scm_draft)
+        take = _taker(draft, _parse_scm_draft, "org_id", _as_number)
         types: list[Document] = []
         while not types:
-            known = str(draft.document.get("org_id", ""))
-            check = take("org_id", _as_number)
-            self._ask.ask("Organization ID", check, default=known, example="1234")
+            self._ask.ask("Organization ID", take, default=draft.known("org_id"), example="1234")
             config = _parse_scm_draft(draft, [])
             scm = AdminApi(config, Tokens(config, self._session.redactor), self._context())
             if self._is_well(scm.log_in):
@@ -12086,11 +12122,15 @@ class Setup:
         for each in types:
             number = str(each.get("id"))
             self._console.say(f"  {number}  {each.get('name')} ({', '.join(terms[number])} days)")
-        check = functools.partial(_check_choice, list(terms))
-        number = self._ask.ask("Certificate type", check, default=next(iter(terms)))
-        check = functools.partial(_check_choice, terms[number])
-        term = self._ask.ask("Term", check, default=next(iter(terms[number]), ""))
-        draft.document |= {"cert_type": int(number), "term": int(term)}
+        number = self._choose("Certificate type", list(terms), draft.known("cert_type"))
+        term = self._choose("Term", terms[number], draft.known("term"))
+        draft.data |= {"cert_type": int(number), "term": int(term)}
+
+    def _choose(self, question: str, choices: Sequence[str], known: str = "") -> str:
+        """Ask for one of several; the default is what is known, or the first."""
+        default = known if known in choices else next(iter(choices), "")
+        check = functools.partial(_check_choice, choices)
+        return self._ask.ask(question, check, default=default)
 
     def _connect(self, config: ScmConfig) -> Sectigo:
         return connect_to_scm(config, Tokens(config, self._session.redactor), self._context())
@@ -12100,11 +12140,11 @@ class Setup:
     def _appliance(self) -> None:
         name = self._ask.ask("Name", _check_stem, default="ns1")
         draft = self._draft(f"appliances/{name}.yaml")
-        known = draft.document.get("host", "")
-        hosts = ",".join(known) if isinstance(known, list) else str(known)
+        draft.data = _block(draft.data.get("citrix")) or draft.data  # either form is read
+        _check_kept(draft, _parse_appliance_draft, _ASKED_OF_APPLIANCES)
         check = functools.partial(self._try_hosts, draft)
         while True:
-            self._ask.ask("Host", check, default=hosts, example="ns1.example.com")
+            self._ask.ask("Host", check, default=draft.known("host"), example="ns1.example.com")
             if self._try_account(name, draft):
                 break
         self._appliances[name] = _parse_appliance_draft(draft, [])
@@ -12115,8 +12155,11 @@ class Setup:
         for host in _parse_appliance_draft(draft, []).hosts:
             if error := self._distrust(draft, host):
                 if pinned:
-                    text = "presents another certificate: have ca_bundle name the CA of both nodes"
-                    raise ValueError(f"{host} {text}")
+                    text = f"{host} presents another certificate, and only one can be pinned: give"
+                    way = (
+                        f"write ca_bundle, the PEM file of the CA of both, into {draft.path} first"
+                    )
+                    raise ValueError(f"{text} a SNIP with management access alone, or {way}")
                 self._pin(draft, host, error)
                 pinned = True
         return answer
@@ -12147,15 +12190,13 @@ class Setup:
         self._console.say(f"  {words}")
         if not self._ask.agrees("Trust this certificate?"):
             raise ValueError("give another host, or have ca_bundle name the PEM file of its CA")
-        for key in ("ca_bundle", "verify"):
-            draft.document.pop(key, None)
-        draft.document["fingerprint"] = words
+        draft.forget(("ca_bundle", "verify"))
+        draft.data["fingerprint"] = words
 
     def _try_account(self, name: str, draft: Draft) -> bool:
         """Log in; ask again where that is refused. Return whether a run could begin there."""
         while True:
-            known = str(draft.document.get("username", ""))
-            take = _taker(draft, _parse_appliance_draft, "username")
+            take, known = _taker(draft, _parse_appliance_draft, "username"), draft.known("username")
             self._ask.ask("User name", take, default=known, example="citrixagent")
             draft.keep_secret("password", f"../{name}_password", self._ask.hidden("Password"))
             try:
@@ -12195,18 +12236,18 @@ class Setup:
         name = next(iter(self._appliances))
         if len(self._appliances) > 1:
             self._console.say(f"  {', '.join(self._appliances)}")
-            check = functools.partial(_check_choice, list(self._appliances))
-            name = self._ask.ask("Appliance", check, default=name)
+            name = self._choose("Appliance", list(self._appliances))
         draft = Draft(self._home.path / "profiles" / "new.yaml", self._session.redactor)
-        draft.document = {"citrix": name, "virtual_servers": self._choose_servers(name)}
+        draft.data = {"citrix": name, "virtual_servers": self._choose_servers(name)}
         self._describe(draft)
-        stem = _file_name(
-            str(draft.document["certificate"]["common_name"]).replace("*", "wildcard")
-        )
+        stem = _file_name(str(draft.data["certificate"]["common_name"]).replace("*", "wildcard"))
         stem = self._ask.ask("Profile name", _check_stem, default=stem)
         written = self._draft(f"profiles/{stem}.yaml")
-        kept = {key: value for key, value in written.document.items() if key not in draft.document}
-        written.document = draft.document | kept
+        written.data = _with_kept(draft.data, written.data)
+        problems: list[str] = []
+        self._parse_profile(written, problems)
+        if problems:  # with what was kept: the answers are right
+            raise AgentError("config", "\n".join(problems))
         self.profiles.append(stem)
 
     def _choose_servers(self, name: str) -> list[Document]:
@@ -12227,14 +12268,14 @@ class Setup:
         self._ask.ask("Common name", take("certificate.common_name"), example="www.example.com")
         others = functools.partial(self._take_others, draft)
         self._ask.ask("Other names", others, example="example.com, 192.0.2.10; Enter for none")
-        usual = self._usual(draft)
+        usual, key_type = self._usual(draft), self._parse_profile(draft, []).key_type
         examples = {"organization": "Example Ltd", "state": "England", "country": "GB"}
         for key, example in examples.items():
             known = str(getattr(usual, key))
             check = take(f"certificate.{key}")
             self._ask.ask(key.capitalize(), check, default=known, example=example)
         self._console.say(f"  {', '.join(KEY_TYPES)}")
-        self._ask.ask("Key type", take("certificate.key_type"), default=KEY_TYPES[0])
+        self._ask.ask("Key type", take("certificate.key_type"), default=key_type or KEY_TYPES[0])
 
     def _take_others(self, draft: Draft, answer: str) -> str:
         place = "certificate.subject_alternative_names"
@@ -12250,7 +12291,7 @@ class Setup:
         return own if own.organization or not others else others[0].subject
 
     def _parse_profile(self, draft: Draft, problems: list[str]) -> Profile:
-        root = Section(draft.document, draft, problems, below=self._home.defaults(problems))
+        root = Section(draft.data, draft, problems, below=self._home.defaults(problems))
         return parse_profile("new", root, lambda name, _problems: self._appliances[name], problems)
 
     # Both ends

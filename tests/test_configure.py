@@ -16,6 +16,7 @@ import pytest
 import yaml
 from conftest import CLIENT_SECRET, PASSWORD, PROGRAM, Lab
 from simulators.netscaler import NetScaler
+from simulators.pair import HaPair
 from simulators.scm import Scm
 
 TRUSTED = ("token_url", "ca_bundle")  # no question asks for them: they are kept
@@ -276,6 +277,106 @@ def test_what_is_there_is_kept_unless_it_is_to_be_overwritten(new: Lab) -> None:
     written = yaml.safe_load((new.home / "scm.yaml").read_text())
     assert (written["timeout"], written["check_revocation"]) == (7, False)
     assert "client_secret" not in written
+
+
+@pytest.mark.long
+def test_what_no_question_asks_for_is_kept(new: Lab) -> None:
+    """Also below a block; an appliance's file may have one around it all."""
+    new.accept()
+    new.write_scm()
+    new.write_yaml("agent.yaml", {"defaults": {"certificate": {"key_type": "ECDSA-P384"}}})
+    new.write("appliances/ns1.yaml", "citrix:\n  host: 127.0.0.1:1\n  ca_bundle: ../ca.pem\n")
+    terminal = Terminal(new.home, "configure", "appliance")
+    terminal.answer("Name [ns1]: ", "")
+    terminal.answer("Host [127.0.0.1:1]: ", "")
+    terminal.answer("Host [127.0.0.1:1]: ", new.appliance.host)
+    terminal.answer("User name [", "citrixagent")
+    terminal.answer("Password [hidden]: ", PASSWORD)
+    write(terminal, "ns1.yaml")
+    assert terminal.end() == 0
+    assert yaml.safe_load((new.home / "appliances" / "ns1.yaml").read_text()) == {
+        "host": new.appliance.host,
+        "ca_bundle": "../ca.pem",
+        "username": "citrixagent",
+        "password_file": "../ns1_password",
+    }
+    new.write_profile(
+        "www.example.com",
+        virtual_servers=[{"name": "vs_www", "type": "gateway", "connect": "127.0.0.1:443"}],
+        certificate={"name": "ours", "common_name": "old.example.com", "locality": "London"},
+        renewal={"expiry_window": "20%"},
+    )
+    terminal = Terminal(new.home, "configure", "profile")
+    terminal.answer("Virtual servers [1]: ", terminal.number_of("vs_www"))
+    terminal.answer("Common name [", "www.example.com")
+    for question in ("Other names [", "Organization [", "State [", "Country ["):
+        terminal.answer(question, "GB" * (question == "Country ["))
+        if question in {"Organization [", "State ["}:
+            terminal.answer(question, "Example")
+    terminal.answer("Key type [ECDSA-P384]: ", "")
+    terminal.answer("Profile name [", "")
+    write(terminal, "www.example.com.yaml")
+    terminal.end()
+    assert yaml.safe_load((new.home / "profiles" / "www.example.com.yaml").read_text()) == {
+        "citrix": "ns1",
+        "virtual_servers": [
+            {"name": "vs_www", "type": "load_balancing", "connect": "127.0.0.1:443"}
+        ],
+        "certificate": {
+            "common_name": "www.example.com",
+            "organization": "Example",
+            "state": "Example",
+            "country": "GB",
+            "key_type": "ECDSA-P384",
+            "name": "ours",
+            "locality": "London",
+        },
+        "renewal": {"expiry_window": "20%"},
+        "enrollment": {"max_wait": 20},
+    }
+
+
+def test_what_is_wrong_and_not_asked_for_is_told_at_once(new: Lab) -> None:
+    """It would end in a file that nobody can use."""
+    new.accept()
+    new.write_scm(ca_bundle="gone.pem")
+    terminal = Terminal(new.home, "configure", "scm")
+    terminal.answer("API (enrollment, admin) [enrollment]: ", "")
+    assert terminal.end() == 3
+    assert "scm.yaml: ca_bundle: there is no file" in terminal.shown
+
+
+@pytest.mark.long
+def test_a_pair(new: Lab) -> None:
+    """One certificate can be pinned, and a standby node cannot be written to: it says what can."""
+    new.accept()
+    new.write_scm()
+    with HaPair() as pair:
+        pair.add_user("citrixagent", PASSWORD)
+        pair.add_virtual_server("vs_www", "load_balancing")
+        terminal = Terminal(new.home, "configure", "appliance")
+        terminal.answer("Name [ns1]: ", "")
+        terminal.answer("Host [", f"{pair.b.host}, {pair.a.host}")
+        terminal.answer("Trust this certificate? (yes, no): ", "yes")
+        terminal.see("give a SNIP with management access alone, or")
+        terminal.answer("Host [", pair.b.host)
+        terminal.answer("User name [", "citrixagent")
+        terminal.answer("Password [hidden]: ", "mistyped")
+        terminal.answer("User name [citrixagent]: ", "")
+        terminal.answer("Password [hidden]: ", PASSWORD)
+        terminal.see("is the standby node")
+        terminal.see(f"Host [{pair.b.host}]: ")
+        terminal.interrupt()
+        new.write_yaml("appliances/ns1.yaml", {"ca_bundle": "../ca.pem"})
+        terminal = Terminal(new.home, "configure", "appliance")
+        terminal.answer("Name [ns1]: ", "")
+        terminal.answer("Host [", f"{pair.b.host}, {pair.a.host}")
+        terminal.answer("User name [", "citrixagent")
+        terminal.answer("Password [hidden]: ", PASSWORD)
+        write(terminal, "ns1.yaml")
+        assert terminal.end() == 0
+        written = yaml.safe_load((new.home / "appliances" / "ns1.yaml").read_text())
+        assert written["host"] == [pair.b.host, pair.a.host]
 
 
 def test_the_sample_is_overwritten_without_asking(new: Lab) -> None:
