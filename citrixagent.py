@@ -11265,7 +11265,10 @@ def discover(session: Session, names: Sequence[str], *, write: bool) -> None:
     sites, problems = home.sites(names)
     report.failures += [AgentError("config", problem) for problem in problems]
     if not (sites or problems):
-        text = "describe an appliance in appliances/NAME.yaml: host, username and password_file"
+        text = (
+            "run citrixagent.py configure appliance, or describe one in appliances/NAME.yaml: "
+            "host, username and password_file"
+        )
         raise AgentError("config", f"{home.path / 'appliances'}: holds no appliance: {text}")
     surveys = _survey_all(session, sites)
     _note_issuers(surveys)
@@ -11619,7 +11622,7 @@ class ApplianceLook:
     def _tell_unknown(self, what: str, error: AgentError) -> None:
         """Tell what could not be looked at; a run does without."""
         if isinstance(error, NitroError) and error.code in NOT_OFFERED:
-            text = f"{what} is not known, for this release does not tell it"
+            text = f"this release tells nothing of {what}"
             self._checks.add("skip", self._target, what, text)
         else:
             self._checks.add("warn", self._target, what, error.message)

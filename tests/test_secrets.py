@@ -263,6 +263,15 @@ def test_a_secret_is_hidden_in_every_spelling_that_becomes_of_it(lab: Lab) -> No
     assert "corr" not in told
 
 
+def test_a_proxys_password_is_hidden_as_it_is_written_and_as_it_is_meant(lab: Lab) -> None:
+    for written, meant in (("p%40ss%23w%20rd", "p@ss#w rd"), ("plain-word", "plain-word")):
+        lab.write_scm(proxy=f"http://someone:{written}@127.0.0.1:1")
+        redactor = agent.Redactor()
+        agent.Home(lab.home, redactor).load_scm()
+        for spelling in (written, meant, urllib.parse.quote_plus(meant), json.dumps(meant)[1:-1]):
+            assert redactor.hide(f"<{spelling}>") == "<<hidden>>"
+
+
 def test_a_secret_may_be_a_word_of_the_json(lab: Lab) -> None:
     """What is read by programs stays what it is."""
     for secret in ("failed", "warn", "auth", "create_key", "profiles", "enrolled", "2026", "error"):
