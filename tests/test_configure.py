@@ -19,7 +19,7 @@ from simulators.netscaler import NetScaler
 from simulators.pair import HaPair
 from simulators.scm import Scm
 
-TRUSTED = ("token_url", "ca_bundle")  # no question asks for them: they are kept
+A_MINUTE = 240  # characters that a person types, with Enter
 
 
 class Terminal:
@@ -37,6 +37,7 @@ class Terminal:
             encoding="utf-8",
         )
         self.shown = ""
+        self.typed = 0
 
     def see(self, text: str) -> None:
         self.child.expect_exact(text)
@@ -55,6 +56,7 @@ class Terminal:
     def answer(self, question: str, answer: str) -> None:
         self.see(question)
         self.child.sendline(answer)
+        self.typed += len(answer) + 1
 
     def end(self) -> int:
         self.child.expect(pexpect.EOF)
@@ -129,6 +131,7 @@ def test_from_nothing_to_the_first_bound_certificate(new: Lab) -> None:
     answer_profile(terminal)
     write(terminal, "scm.yaml", "appliances/ns1.yaml", "profiles/www.yaml")
     assert terminal.end() == 0
+    assert terminal.typed < 2 * A_MINUTE
     assert CLIENT_SECRET not in terminal.shown
     assert PASSWORD not in terminal.shown
     assert "0 FAIL" in terminal.shown.splitlines()[-1]
@@ -464,8 +467,10 @@ class Shell:
             "/bin/sh", ["-i"], env=environment, dimensions=(24, 80), timeout=40, encoding="utf-8"
         )
         self.child.expect_exact("ready> ")
+        self.typed = 0
 
     def type(self, line: str) -> None:
+        self.typed += len(line) + 1
         for place, here in self.places.items():
             line = line.replace(place, here)
         self.child.sendline(line)
@@ -477,6 +482,7 @@ class Shell:
     def paste(self, secret: str) -> None:
         """Type a secret for ``cat``: itself, Enter, Ctrl-D."""
         time.sleep(0.5)  # what is typed before the command reads is the shell's
+        self.typed += len(secret) + 1
         self.child.sendline(secret)
         self.child.sendeof()
 
@@ -528,6 +534,8 @@ def test_by_hand_to_the_first_bound_certificate(new: Lab, tmp_path: pathlib.Path
     shell.type("citrixagent.py run")
     assert "www: enrolled" in shell.output()
     assert new.appliance.virtual_servers["vs_www"].handshake()
+    edited = 2 * A_MINUTE  # for finding the lines in an editor, and typing what is one's own
+    assert shell.typed + edited < 5 * A_MINUTE
     shell.type("exit")
     shell.child.expect(pexpect.EOF)
     shell.child.close()
