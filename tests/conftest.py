@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import fcntl
 import inspect
 import json
 import os
 import pathlib
+import pty
 import signal
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import termios
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import click.testing
@@ -195,6 +200,59 @@ class Lab:
         self.check_secrets(done.stdout + done.stderr)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start the program as a process of its own, and do not wait for its end."""
+        return subprocess.Popen(
+            [*PROCESS, "--home", str(self.home), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def ended(self, process: subprocess.Popen[str]) -> Outcome:
+        """Wait for the end of a process that was started."""
+        stdout, stderr = process.communicate(timeout=HUNG)
+        self.check_secrets(stdout + stderr)
+        return Outcome(process.returncode, stdout, stderr)
+
+    def on_a_terminal(
+        self,
+        *arguments: str,
+        answer: str = "",
+        columns: int = 80,
+        environment: Mapping[str, str] | None = None,
+        sent: tuple[str, int] | None = None,
+    ) -> tuple[int, str]:
+        """Run the program on a terminal, type an answer; return exit code and what is shown.
+
+        ``sent``: a signal for the program, and the text after which it gets it.
+        """
+        parent, child = pty.openpty()
+        fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+        with subprocess.Popen(
+            [*PROCESS, "--home", str(self.home), *arguments],
+            stdin=child,
+            stdout=child,
+            stderr=child,
+            env={"TERM": "xterm", **(environment or {})},
+        ) as process:
+            os.close(child)
+            os.write(parent, answer.encode())
+            shown = b""
+            while True:
+                try:
+                    shown += os.read(parent, 65536)
+                except OSError:
+                    break
+                if sent and sent[0] in shown.decode():
+                    time.sleep(0.5)  # a signal just before the read is seen only after it
+                    process.send_signal(sent[1])
+                    sent = None
+            code = process.wait(HUNG)
+        os.close(parent)
+        return code, shown.decode()
+
     def json(self, *arguments: str) -> Outcome:
         return self(*arguments, "--json")
 
@@ -219,6 +277,13 @@ class Lab:
         secrets = [PASSWORD, CLIENT_SECRET, "PRIVATE KEY"]
         for secret in secrets:
             assert not any(secret in each for each in texts)
+
+
+def wait_until(is_time: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait until it is time to do something to a process that runs."""
+    while not is_time():
+        assert process.poll() is None
+        time.sleep(0.05)
 
 
 def _changed(block: Document, changes: Mapping[str, object]) -> Document:

@@ -8,19 +8,17 @@ import hashlib
 import json
 import os
 import pathlib
-import pty
 import re
 import shlex
 import signal
 import stat
 import subprocess
 import sys
-import time
 
 import pytest
-from conftest import PASSWORD, PROCESS, PROGRAM, Lab
+from conftest import PASSWORD, PROCESS, PROGRAM, Lab, wait_until
 from cryptography.hazmat.primitives.asymmetric import ec
-from simulators import HUNG, server
+from simulators import server
 from simulators.ca import Authority, to_pem
 from simulators.certkeys import key_pem
 from simulators.server import Fault, Response
@@ -84,54 +82,22 @@ def test_a_changed_agreement_is_asked_for_again(stranger: Lab, tmp_path: pathlib
     assert run("list") == 6
 
 
-def on_a_terminal(
-    lab: Lab, answer: str, *arguments: str, sent: tuple[str, int] | None = None
-) -> tuple[int, str]:
-    """Run the program on a terminal, type an answer, and return exit code and what is shown.
-
-    ``sent``: a signal for the program, and the text after which it gets it.
-    """
-    parent, child = pty.openpty()
-    with subprocess.Popen(
-        [*PROCESS, "--home", str(lab.home), *arguments],
-        stdin=child,
-        stdout=child,
-        stderr=child,
-        env={"TERM": "xterm"},
-    ) as process:
-        os.close(child)
-        os.write(parent, answer.encode())
-        shown = b""
-        while True:
-            try:
-                shown += os.read(parent, 65536)
-            except OSError:
-                break
-            if sent and sent[0] in shown.decode():
-                time.sleep(0.5)  # a signal just before the read is seen only after it
-                process.send_signal(sent[1])
-                sent = None
-        code = process.wait(HUNG)
-    os.close(parent)
-    return code, shown.decode()
-
-
 def test_on_a_terminal_the_agreement_is_shown_and_asked_for(stranger: Lab) -> None:
-    code, shown = on_a_terminal(stranger, "n\n", "run")
+    code, shown = stranger.on_a_terminal("run", answer="n\n")
     assert code == 6
     assert "END-USER LICENCE AGREEMENT" in shown
-    code, shown = on_a_terminal(stranger, "y\n", "run")
+    code, shown = stranger.on_a_terminal("run", answer="y\n")
     assert code == 0
     assert "www: enrolled, valid until" in shown
     assert "1 profile: 1 enrolled" in shown
-    code, shown = on_a_terminal(stranger, "", "run")
+    code, shown = stranger.on_a_terminal("run")
     assert (code, shown.split("\r")[-2].strip()) == (0, "1 profile: 1 unchanged")
 
 
 def test_progress_is_shown_while_waiting_on_a_terminal(lab: Lab) -> None:
     lab.scm.issue_after = 1
     lab.write_profile()
-    _, shown = on_a_terminal(lab, "", "run")
+    _, shown = lab.on_a_terminal("run")
     assert "www: create_key" in shown
     assert "waiting for 1 certificate, " in shown
 
@@ -140,8 +106,8 @@ def test_eula_shows_and_asks(stranger: Lab) -> None:
     outcome = stranger("eula")
     assert outcome.exit_code == 6
     assert "END-USER LICENCE AGREEMENT" in outcome.stdout
-    assert on_a_terminal(stranger, "n\n", "eula")[0] == 6
-    assert on_a_terminal(stranger, "y\n", "eula")[0] == 0
+    assert stranger.on_a_terminal("eula", answer="n\n")[0] == 6
+    assert stranger.on_a_terminal("eula", answer="y\n")[0] == 0
     assert stranger("eula").exit_code == 0
 
 
@@ -195,7 +161,7 @@ def test_a_signal_ends_the_question(
     stranger: Lab, command: list[str], number: int, code: int
 ) -> None:
     question = "Accept? (yes, no)"
-    assert on_a_terminal(stranger, "", *command, sent=(question, number))[0] == code
+    assert stranger.on_a_terminal(*command, sent=(question, number))[0] == code
     assert stranger("list").exit_code == 6
 
 
@@ -593,19 +559,12 @@ def test_a_signal_ends_the_run_in_order(lab: Lab, number: int, code: int) -> Non
     """It stops waiting, logs out, and the next run goes on."""
     lab.scm.approval = "manual"
     lab.write_profile(enrollment={"max_wait": 600})
-    with subprocess.Popen(
-        [*PROCESS, "--home", str(lab.home), "run", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        while not lab.scm.orders:
-            assert process.poll() is None
-            time.sleep(0.05)
+    with lab.start("run", "--json") as process:
+        wait_until(lambda: bool(lab.scm.orders), process)
         process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=HUNG)
-    assert (process.returncode, stderr) == (code, "")
-    assert json.loads(stdout)["exit_code"] == code
+        outcome = lab.ended(process)
+    assert (outcome.exit_code, outcome.stderr) == (code, "")
+    assert outcome.document()["exit_code"] == code
     assert not lab.appliance.sessions
     lab.scm.orders[0].approve()
     assert lab("run").exit_code == 0
@@ -614,16 +573,11 @@ def test_a_signal_ends_the_run_in_order(lab: Lab, number: int, code: int) -> Non
 
 def test_what_was_not_looked_at_when_a_signal_came_says_so(lab: Lab) -> None:
     lab.write_profile()
-    with subprocess.Popen(
-        [*PROCESS, "--home", str(lab.home), "run", "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with lab.start("run", "--json") as process:
         lab.appliance.server.before = lambda request: (
             process.send_signal(signal.SIGTERM) if request.number == 2 else None
         )
-        stdout, _ = process.communicate(timeout=HUNG)
-    (profile,) = json.loads(stdout)["profiles"]
+        profile = lab.ended(process).profile()
     text = "interrupted before it was looked at: the next run goes on from here"
     assert (profile["outcome"], profile["error"]["message"]) == ("failed", text)
 
@@ -690,21 +644,16 @@ def test_words_of_others_stay_in_one_line(lab: Lab) -> None:
 def test_a_signal_while_the_appliance_is_looked_at_is_told(lab: Lab, part: str) -> None:
     """Not as a profile that is well."""
     lab.write_profile()
-    with subprocess.Popen(
-        [*PROCESS, "--home", str(lab.home), "run", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with lab.start("run", "--json") as process:
         lab.appliance.server.before = lambda request: (
             process.send_signal(signal.SIGTERM)
             if request.method == "GET" and part in request.path
             else None
         )
-        stdout, _ = process.communicate(timeout=HUNG)
+        outcome = lab.ended(process)
     lab.appliance.server.before = None
-    (told,) = json.loads(stdout)["profiles"]
-    assert (process.returncode, told["outcome"]) == (143, "failed")
+    told = outcome.profile()
+    assert (outcome.exit_code, told["outcome"]) == (143, "failed")
     assert told["error"]["kind"] == "state"
     assert told["error"]["message"].startswith("interrupted before ")
     assert lab("run").exit_code == 0
@@ -712,18 +661,13 @@ def test_a_signal_while_the_appliance_is_looked_at_is_told(lab: Lab, part: str) 
 
 def test_a_signal_while_the_order_is_sent_loses_nothing(lab: Lab) -> None:
     lab.write_profile()
-    with subprocess.Popen(
-        [*PROCESS, "--home", str(lab.home), "run"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with lab.start("run") as process:
         lab.scm.server.before = lambda request: (
             process.send_signal(signal.SIGTERM)
             if str(request) == "POST /api/v1/certificates"
             else None
         )
-        process.communicate(timeout=HUNG)
+        lab.ended(process)
     lab.scm.server.before = None
     assert process.returncode == 143
     assert lab("run").exit_code == 0
@@ -756,7 +700,7 @@ def test_eula_after_acceptance_says_when_and_by_whom_and_asks_nothing(lab: Lab) 
         outcome = lab("eula", *arguments)
         assert (outcome.exit_code, expected in outcome.stdout) == (0, True)
         assert len(outcome.stdout.splitlines()) == 1
-    code, shown = on_a_terminal(lab, "", "eula")
+    code, shown = lab.on_a_terminal("eula")
     assert (code, expected in shown, "Accept?" in shown) == (0, True, False)
 
 

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from conftest import PROCESS, PROGRAM, Document, Lab, Outcome
-from simulators import HUNG
 from simulators.netscaler import NetScaler, Variant
 from simulators.scm import Order, Scm
 from simulators.server import Fault, HttpsServer, Request, Response
@@ -577,12 +576,6 @@ def start(
     )
 
 
-def ended(lab: Lab, process: subprocess.Popen[str]) -> Outcome:
-    stdout, stderr = process.communicate(timeout=HUNG)
-    lab.check_secrets(stdout + stderr)
-    return Outcome(process.returncode, stdout, stderr)
-
-
 @contextlib.contextmanager
 def at_request(
     server: HttpsServer, number: int, moment: str, act: Callable[[], None]
@@ -612,7 +605,7 @@ def try_kill(trial: Trial, point: Point, moment: str) -> None:
         raise ConnectionAbortedError
 
     with at_request(server, number, moment, kill):
-        assert ended(trial.lab, process).exit_code == -signal.SIGKILL
+        assert trial.lab.ended(process).exit_code == -signal.SIGKILL
     assert plain(str(server.requests[number - 1])) == point.call
     trial.recover(None, unclear=point.is_order)
     trial.check()
@@ -669,7 +662,7 @@ def try_full_disk(trial: Trial, point: Point, _: str) -> None:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
 
     with at_request(trial.server_of(point), trial.number_of(point), "before", fill):
-        outcome = ended(trial.lab, process)
+        outcome = trial.lab.ended(process)
     recover_from_full(trial, outcome)
 
 
@@ -700,7 +693,7 @@ def learn_sizes(lab: Lab) -> list[int]:
 
 
 def try_small_disk(trial: Trial, limit: int) -> None:
-    recover_from_full(trial, ended(trial.lab, start(trial.lab, limit)))
+    recover_from_full(trial, trial.lab.ended(start(trial.lab, limit)))
 
 
 def run_sizes(name: str, folder: pathlib.Path, step: int) -> None:
@@ -812,7 +805,7 @@ def try_again(trial: Trial, point: Point, command: Sequence[str], moment: str) -
         raise ConnectionAbortedError
 
     with at_request(trial.server_of(point), trial.number_of(point), moment, kill):
-        ended(lab, process)
+        lab.ended(process)
     if not is_done(lab, trial.placed[-1] if trial.placed else None):
         outcome = lab.json(*command)
         error = outcome.profile()["error"]

@@ -15,7 +15,6 @@ from cryptography import x509
 from simulators.ca import ChainStyle
 from simulators.netscaler import NetScaler, Variant, nitro_error
 from simulators.server import Fault, Response
-from test_cli import on_a_terminal
 from test_faults import failed, fault, wants
 from test_run import common_names, install_own, own_files, serial_of
 
@@ -215,8 +214,8 @@ def test_revoke_asks_first_and_is_not_undone_by_cron(api: Lab) -> None:
     assert api("revoke", "www").exit_code == 2
     words = ["revoke", "www", "--reason", "keyCompromise"]
     for number in (signal.SIGINT, signal.SIGTERM):
-        assert on_a_terminal(api, "", *words, sent=("for good?", number))[0] == 128 + number
-    code, shown = on_a_terminal(api, "n\n", *words)
+        assert api.on_a_terminal(*words, sent=("for good?", number))[0] == 128 + number
+    code, shown = api.on_a_terminal(*words, answer="n\n")
     assert code == 2
     assert "Revoke it for good?" in shown
     assert api.scm.orders[0].status == "Issued"

@@ -10,7 +10,6 @@ import time_machine
 from conftest import Document, Lab
 from simulators.netscaler import NetScaler
 from simulators.server import Fault, Request
-from test_output import on_a_terminal
 
 import citrixagent
 
@@ -111,7 +110,7 @@ def test_the_list_is_fitted_to_the_terminal(lab: Lab, columns: int) -> None:
     lab.write_profile("a-profile-whose-name-is-rather-long-for-a-column")
     assert lab("run").exit_code == 0
     assert lab("list", "--all").exit_code == 0
-    _, shown = on_a_terminal(lab, "list", "--all", columns=columns, environment={"NO_COLOR": "1"})
+    _, shown = lab.on_a_terminal("list", "--all", columns=columns, environment={"NO_COLOR": "1"})
     lines = shown.splitlines()
     assert max(map(citrixagent.text_width, lines)) <= columns
     assert "DAYS" in lines[0] or columns < 60

@@ -3,43 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
-import subprocess
 
 import pytest
-from conftest import PROCESS, Lab
-from simulators import HUNG
+from conftest import Lab
 from simulators.server import Fault, Response
 
 from citrixagent import Awaited, clipped, one_line, table, text_width, visible
-
-
-def on_a_terminal(
-    lab: Lab, *arguments: str, columns: int = 80, environment: dict[str, str] | None = None
-) -> tuple[int, str]:
-    """Run the program on a terminal of so many columns; return exit code and what is shown."""
-    parent, child = pty.openpty()
-    os.set_blocking(parent, True)
-    subprocess.run(["stty", "cols", str(columns)], stdin=child, check=True)
-    with subprocess.Popen(
-        [*PROCESS, "--home", str(lab.home), *arguments],
-        stdin=child,
-        stdout=child,
-        stderr=child,
-        env={"TERM": "xterm", **(environment or {})},
-    ) as process:
-        os.close(child)
-        shown = b""
-        while True:
-            try:
-                shown += os.read(parent, 65536)
-            except OSError:
-                break
-        code = process.wait(HUNG)
-    os.close(parent)
-    return code, shown.decode()
 
 
 def second(lab: Lab, name: str, **changes: object) -> None:
@@ -217,7 +187,7 @@ def test_a_dry_run_with_nothing_to_do_says_nothing(lab: Lab) -> None:
 def test_progress_names_what_is_awaited_how_long_and_the_limit(lab: Lab) -> None:
     lab.scm.issue_after = 1
     lab.write_profile()
-    _, shown = on_a_terminal(lab, "run", columns=120)
+    _, shown = lab.on_a_terminal("run", columns=120)
     assert re.search(r"www: waiting for 1 certificate, \d+ of at most \d+ s; Ctrl-C is safe", shown)
     step = rf"{lab.appliance.host}: www: create_key, \d+ of at most \d+ s; Ctrl-C is safe"
     assert re.search(step, shown)
@@ -234,13 +204,13 @@ def test_progress_goes_on_by_itself_during_a_slow_request(lab: Lab) -> None:
         Fault("hang", matches=lambda request: request.method == "GET", seconds=2.5)
     )
     lab.write_profile(citrix=lab.citrix(timeout=20))
-    _, shown = on_a_terminal(lab, "run", columns=120)
+    _, shown = lab.on_a_terminal("run", columns=120)
     assert re.search(r"reading, [1-9]\d* of at most \d+ s", shown)
 
 
 def test_progress_is_cut_to_the_width_and_cleared_before_other_text(lab: Lab) -> None:
     lab.write_profile()
-    _, shown = on_a_terminal(lab, "run", columns=40)
+    _, shown = lab.on_a_terminal("run", columns=40)
     assert not [part for part in re.split(r"[\r\n]", shown) if "Ctrl" in part and len(part) > 39]
     before, _, after = shown.partition("www: enrolled")
     assert before.endswith("\r\x1b[32m")
@@ -253,7 +223,7 @@ def test_who_wants_no_colour_gets_neither_colour_nor_progress(
     lab: Lab, environment: dict[str, str]
 ) -> None:
     lab.write_profile()
-    code, shown = on_a_terminal(lab, "run", environment=environment)
+    code, shown = lab.on_a_terminal("run", environment=environment)
     assert code == 0
     assert "\x1b" not in shown
     assert "of at most" not in shown
@@ -262,16 +232,16 @@ def test_who_wants_no_colour_gets_neither_colour_nor_progress(
 
 def test_colour_says_what_became_of_a_profile(lab: Lab) -> None:
     lab.write_profile()
-    assert "\x1b[32mwww: enrolled" in on_a_terminal(lab, "run")[1]
-    assert "\x1b[32mok " in on_a_terminal(lab, "status", columns=120)[1]
+    assert "\x1b[32mwww: enrolled" in lab.on_a_terminal("run")[1]
+    assert "\x1b[32mok " in lab.on_a_terminal("status", columns=120)[1]
     lab.appliance.server.refuse()
-    assert "\x1b[31mwww: failed" in on_a_terminal(lab, "run")[1]
+    assert "\x1b[31mwww: failed" in lab.on_a_terminal("run")[1]
     lab.appliance.server.accept()
 
 
 def test_json_on_a_terminal_is_still_one_object(lab: Lab) -> None:
     lab.write_profile()
-    _, shown = on_a_terminal(lab, "run", "--json", environment={"NO_COLOR": "1"})
+    _, shown = lab.on_a_terminal("run", "--json", environment={"NO_COLOR": "1"})
     assert json.loads(shown)["exit_code"] == 0
 
 

@@ -13,14 +13,13 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import time_machine
-from conftest import PASSWORD, PROCESS, Document, Lab
+from conftest import PASSWORD, Document, Lab
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from simulators import HUNG
 from simulators.netscaler import NetScaler
 from simulators.scm import scm_error
 from simulators.server import Fault, Request, Response
-from test_cli import on_a_terminal
 from test_faults import failed, wants
 from test_lifecycle import leaf, served, use_admin, utc_now
 from test_run import serial_of
@@ -92,15 +91,15 @@ def test_all_or_names(lab: Lab, command: str) -> None:
 def test_all_is_asked_for_with_the_number_of_orders(lab: Lab, command: str, outcome: str) -> None:
     populate(lab, [lab.appliance], 2)
     enroll_before(lab)
-    code, shown = on_a_terminal(lab, "n\n", command, "--all")
+    code, shown = lab.on_a_terminal(command, "--all", answer="n\n")
     assert code == 2
     assert f"{command} 2 profiles: 2 orders at SCM" in shown
     assert shown.rstrip().endswith(": nothing was ordered")
     assert "Usage" not in shown
     assert actions(lab) == ["enroll"] * 2
-    code, shown = on_a_terminal(lab, "y\n", command, "--all")
+    code, shown = lab.on_a_terminal(command, "--all", answer="y\n")
     assert (code, shown.count(f": {outcome}, valid until")) == (0, 2)
-    assert "2 profiles: 0 orders at SCM" in on_a_terminal(lab, "n\n", command, "--all")[1]
+    assert "2 profiles: 0 orders at SCM" in lab.on_a_terminal(command, "--all", answer="n\n")[1]
 
 
 @pytest.mark.parametrize("command", ["renew", "replace"])
@@ -316,7 +315,7 @@ def test_several_are_shown_and_asked_about_once(lab: Lab) -> None:
     assert lab("run", *names[:2]).exit_code == 0
     words = ["revoke", *names, "--reason", "superseded"]
     assert lab(*words).exit_code == 2
-    code, shown = on_a_terminal(lab, "n\n", *words)
+    code, shown = lab.on_a_terminal(*words, answer="n\n")
     assert code == 2
     assert "Revoke these 2 certificates for good?" in shown
     for name in names[:2]:
@@ -384,16 +383,6 @@ def key_of(csr: x509.CertificateSigningRequest) -> bytes:
     )
 
 
-def start(lab: Lab, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*PROCESS, "--home", str(lab.home), *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def answer_unknown(lab: Lab, document: Document) -> None:
     """Do what the message says: look for the order in SCM, and name its id."""
     for each in document["profiles"]:
@@ -435,7 +424,7 @@ def test_a_fleet_gets_new_keys_though_the_command_is_killed_again_and_again(
 
 def until_done(lab: Lab, killer: Killer) -> bool:
     """Run the command once; tell whether everything is done."""
-    killer.process = process = start(lab, *ALL, "--json")
+    killer.process = process = lab.start(*ALL, "--json")
     printed, _ = process.communicate(timeout=HUNG)
     if process.returncode > 0:
         killer.process = None

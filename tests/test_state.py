@@ -12,12 +12,11 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
 import time_machine
-from conftest import PROGRAM, ROOT, Lab, Outcome
+from conftest import PROGRAM, ROOT, Lab, Outcome, wait_until
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -258,14 +257,11 @@ def test_a_profile_may_have_a_long_name(lab: Lab) -> None:
 def test_a_closed_terminal_ends_a_run_in_order(lab: Lab) -> None:
     lab.scm.approval = "manual"
     lab.write_profile(enrollment={"max_wait": 600})
-    words = [sys.executable, str(PROGRAM), "--home", str(lab.home), "run", "--json"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
-        while not lab.scm.orders and time.monotonic() < deadline:
-            time.sleep(0.05)
+    with lab.start("run", "--json") as process:
+        wait_until(lambda: bool(lab.scm.orders), process)
         process.send_signal(signal.SIGHUP)
-        told, _ = process.communicate(timeout=60)
-    assert (process.returncode, json.loads(told)["exit_code"]) == (129, 129)
+        outcome = lab.ended(process)
+    assert (outcome.exit_code, outcome.document()["exit_code"]) == (129, 129)
     assert not lab.appliance.sessions
 
 

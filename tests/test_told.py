@@ -15,7 +15,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +23,7 @@ import time_machine
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword
 from aiosmtpd.smtp import Session as SmtpSession
-from conftest import PROCESS, Document, Lab
+from conftest import PROCESS, Document, Lab, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 from simulators import HUNG
 from simulators.server import (
@@ -457,14 +456,8 @@ def test_a_signal_ends_a_program_that_hangs_and_its_children(told: Lab) -> None:
         "subprocess.run(['sleep', '77.7'])\n"
     )
     settings(told, notify={"when": "always", "command": program(told, code)})
-    with subprocess.Popen(
-        [*PROCESS, "--home", str(told.home), "run", "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        while not (told.home / "runs").exists():
-            assert process.poll() is None
-            time.sleep(0.05)
+    with told.start("run", "--json") as process:
+        wait_until((told.home / "runs").exists, process)
         with (told.home / "state" / "lock").open("r+") as lock:  # given back before
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         process.send_signal(signal.SIGTERM)
@@ -733,13 +726,8 @@ def test_a_run_that_is_stopped_tells_nobody(told: Lab) -> None:
             notify={"when": "always", "command": program(told, RECORD)},
             ping_url=f"{server.url}/ping",
         )
-        with subprocess.Popen(
-            [*PROCESS, "--home", str(told.home), "run"],
-            stdout=subprocess.DEVNULL,
-        ) as process:
-            while not told.scm.orders:
-                assert process.poll() is None
-                time.sleep(0.05)
+        with told.start("run") as process:
+            wait_until(lambda: bool(told.scm.orders), process)
             process.send_signal(signal.SIGTERM)
             assert process.wait(HUNG) == 143
         assert pings(server) == ["POST /ping/start"]

@@ -7,14 +7,12 @@ import itertools
 import json
 import re
 import signal
-import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import pytest
 import yaml
-from conftest import PROCESS, Lab
+from conftest import Lab, wait_until
 from simulators import HUNG
 from simulators.netscaler import NetScaler
 from simulators.server import BareListener, Fault, HttpsServer, Request, Response
@@ -244,18 +242,12 @@ def test_a_signal_ends_all_requests_that_are_under_way(
     for appliance in three:
         matches: Callable[[Request], bool] = lambda each: "sslcertkey?" in str(each)  # noqa: E731
         appliance.server.faults.append(Fault(kind, stage=stage, seconds=600, matches=matches))
-    with subprocess.Popen(
-        [*PROCESS, "--home", str(lab.home), "run", "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        while any(each.server.faults[0].times for each in three):
-            assert process.poll() is None
-            time.sleep(0.05)
+    with lab.start("run", "--json") as process:
+        wait_until(lambda: not any(each.server.faults[0].times for each in three), process)
         process.send_signal(number)
-        told, _ = process.communicate(timeout=HUNG)
-    assert process.returncode == code
-    assert {each["outcome"] for each in json.loads(told)["profiles"]} == {"failed"}
+        outcome = lab.ended(process)
+    assert outcome.exit_code == code
+    assert {each["outcome"] for each in outcome.document()["profiles"]} == {"failed"}
     assert not any(each.sessions for each in three)
 
 
@@ -282,15 +274,11 @@ def test_a_signal_ends_eight_questions_for_certificates(lab: Lab) -> None:
 
 def stopped(lab: Lab, is_time: Callable[[], bool]) -> tuple[int, str]:
     """Run the program as a process, end it with a signal, and return its code and its output."""
-    with subprocess.Popen(
-        [*PROCESS, "--home", str(lab.home), "run", "--json"], stdout=subprocess.PIPE, text=True
-    ) as process:
-        while not is_time():
-            assert process.poll() is None
-            time.sleep(0.05)
+    with lab.start("run", "--json") as process:
+        wait_until(is_time, process)
         process.terminate()
-        told, _ = process.communicate(timeout=HUNG)
-    return process.returncode, told
+        outcome = lab.ended(process)
+    return outcome.exit_code, outcome.stdout
 
 
 def test_a_signal_while_an_order_drips_leaves_its_outcome_unknown(lab: Lab) -> None:
