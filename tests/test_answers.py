@@ -34,6 +34,15 @@ def part(lab: Lab, operation: str) -> str:
     return PATHS[config.get("api", "enrollment")][operation]
 
 
+def about_to(api: Lab, action: str) -> tuple[str, list[str]]:
+    """Bring a lab to where an action can be asked for; return the order's path, and the command."""
+    if action == "enroll":
+        is_admin = "admin" in (api.home / "scm.yaml").read_text()
+        return "/enroll" if is_admin else CERTIFICATES_PATH, ["run"]
+    assert api("run").exit_code == 0
+    return part(api, action), [action, "www"]
+
+
 def answered(lab: Lab, method: str, path: str, response: Response, times: int = 99) -> Fault:
     fault = Fault("status", matches=wants(method, path), response=response, times=times)
     lab.scm.server.faults.append(fault)
@@ -66,12 +75,8 @@ def test_a_passing_code_does_not_turn_a_replacement_into_an_enrollment(lab: Lab,
 @pytest.mark.parametrize("action", ["enroll", "renew", "replace"])
 @pytest.mark.sample(3)
 def test_a_passing_code_orders_nothing(api: Lab, action: str) -> None:
-    path = "/enroll" if "admin" in (api.home / "scm.yaml").read_text() else CERTIFICATES_PATH
-    if action != "enroll":
-        assert api("run").exit_code == 0
-        path = part(api, action)
+    path, command = about_to(api, action)
     answered(api, "POST", path, scm_error(-195))
-    command = [action, "www"] if action != "enroll" else ["run"]
     assert failed(api, *command)[0] == "unavailable"
     assert len(api.scm.orders) == (action != "enroll")
     api.scm.server.faults.clear()
@@ -147,13 +152,9 @@ def test_a_page_instead_of_the_list_of_types(lab: Lab) -> None:
 @pytest.mark.sample(3)
 def test_a_page_instead_of_the_answer_to_an_order_leaves_it_unknown(api: Lab, action: str) -> None:
     """Something in front of SCM may have shown it after the order got through."""
-    path = "/enroll" if "admin" in (api.home / "scm.yaml").read_text() else CERTIFICATES_PATH
-    if action != "enroll":
-        assert api("run").exit_code == 0
-        path = part(api, action)
+    path, command = about_to(api, action)
     page = Fault("told", matches=wants("POST", path), response=maintenance_page())
     api.scm.server.faults.append(page)
-    command = [action, "www"] if action != "enroll" else ["run"]
     assert failed(api, *command)[0] == "unknown_outcome"
     placed = len(api.scm.orders)
     api("run")

@@ -456,21 +456,35 @@ def test_a_term_that_became_too_long_is_the_longest_that_is_offered(lab: Lab) ->
     assert lab.json("renew", "www").profile()["warnings"] == [text]
 
 
-def test_the_admin_order_asks_for_what_the_profile_says(lab: Lab) -> None:
-    use_admin(lab, by_login=True)
+def test_the_order_asks_for_what_the_profile_says(api: Lab) -> None:
     enrollment = {
         "comments": "ordered by citrixagent",
         "external_requester": "pki@example.com",
         "custom_fields": {"Owner": "NetOps"},
+        "profile_id": 5001,
+        "term": 199,
         "max_wait": 20,
     }
-    lab.write_profile(enrollment=enrollment)
-    assert lab("run").exit_code == 0
-    (order,) = lab.scm.orders
+    certificate = api.certificate(
+        organizational_unit="Web", locality="London", email="pki@example.com"
+    )
+    api.write_profile(enrollment=enrollment, certificate=certificate)
+    assert api("run").exit_code == 0
+    (order,) = api.scm.orders
     assert order.names == ("www.example.com", "example.com", "192.0.2.10")
     assert order.comments == "ordered by citrixagent"
     assert order.external_requester == "pki@example.com"
     assert order.custom_fields == {"Owner": "NetOps"}
+    subject = {each.rfc4514_attribute_name: each.value for each in order.csr.subject}
+    assert subject == {
+        "C": "GB",
+        "ST": "England",
+        "L": "London",
+        "O": "Example Ltd",
+        "OU": "Web",
+        "CN": "www.example.com",
+        "1.2.840.113549.1.9.1": "pki@example.com",
+    }
 
 
 @pytest.mark.parametrize("order", ["leaf-first", "root-first", "shuffled"])

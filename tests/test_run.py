@@ -85,37 +85,6 @@ def test_every_key_type_on_every_kind_of_virtual_server(lab: Lab, wanted: str) -
     assert not lab.appliance.private_keys_read
 
 
-def test_the_order_asks_for_what_the_profile_says(lab: Lab) -> None:
-    enrollment = {
-        "comments": "ordered by citrixagent",
-        "external_requester": "pki@example.com",
-        "custom_fields": {"Owner": "NetOps"},
-        "profile_id": 5001,
-        "term": 199,
-        "max_wait": 20,
-    }
-    certificate = lab.certificate(
-        organizational_unit="Web", locality="London", email="pki@example.com"
-    )
-    lab.write_profile(enrollment=enrollment, certificate=certificate)
-    assert lab("run").exit_code == 0
-    (order,) = lab.scm.orders
-    assert order.names == ("www.example.com", "example.com", "192.0.2.10")
-    assert order.comments == "ordered by citrixagent"
-    assert order.external_requester == "pki@example.com"
-    assert order.custom_fields == {"Owner": "NetOps"}
-    subject = {each.rfc4514_attribute_name: each.value for each in order.csr.subject}
-    assert subject == {
-        "C": "GB",
-        "ST": "England",
-        "L": "London",
-        "O": "Example Ltd",
-        "OU": "Web",
-        "CN": "www.example.com",
-        "1.2.840.113549.1.9.1": "pki@example.com",
-    }
-
-
 def test_a_second_run_does_nothing_and_says_nothing(lab: Lab) -> None:
     lab.write_profile()
     assert lab("run").exit_code == 0

@@ -74,7 +74,7 @@ def _hash(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384:
     return hashes.SHA384() if isinstance(key, ec.EllipticCurvePrivateKey) else hashes.SHA256()
 
 
-def _usage(*, authority: bool = False, encipherment: bool = False) -> x509.KeyUsage:
+def key_usage(*, authority: bool = False, encipherment: bool = False) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=True,
         key_encipherment=encipherment,
@@ -115,7 +115,7 @@ def _authority_certificate(
         .add_extension(
             x509.BasicConstraints(ca=True, path_length=0 if signs_leaves else None), critical=True
         )
-        .add_extension(_usage(authority=True), critical=True)
+        .add_extension(key_usage(authority=True), critical=True)
         .add_extension(own_id, critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_id),
@@ -247,7 +247,7 @@ class Authority:
                 critical=False,
             )
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-            .add_extension(_usage(encipherment=is_rsa), critical=True)
+            .add_extension(key_usage(encipherment=is_rsa), critical=True)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage(self.usages), critical=False)
             .add_extension(

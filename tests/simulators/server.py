@@ -43,6 +43,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from simulators.ca import key_usage
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -130,20 +132,6 @@ _FLOODS = {
 }
 
 
-def _key_usage() -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=True,
-        key_cert_sign=True,
-        crl_sign=True,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
 def maintenance_page(status: int = 200) -> Response:
     """Return the page that something in front of a server shows instead of its answers."""
     page = b"<!DOCTYPE html><html><title>Scheduled maintenance</title><p>We are back soon.</html>"
@@ -157,7 +145,7 @@ def _authority() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     certificate = (
         _builder(name, name, key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(_key_usage(), critical=True)
+        .add_extension(key_usage(authority=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
