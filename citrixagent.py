@@ -3384,6 +3384,12 @@ class Silence:
             raise TransportError(self._kind, self._message, sent=False, again=False)
 
 
+def ahead_text(ahead: dt.timedelta, unit: dt.timedelta, name: str) -> str:
+    """Say by how many units this machine's clock is ahead of (or behind) another."""
+    way = "ahead of" if ahead > dt.timedelta(0) else "behind"
+    return f"this machine's clock is {_count(round(abs(ahead) / unit), name)} {way}"
+
+
 class Server:
     """What all connections to one server know of it."""
 
@@ -3413,9 +3419,7 @@ class Server:
         """Say that this machine's clock differs by more than a day; empty where it does not."""
         if self.ahead is None or abs(self.ahead) <= dt.timedelta(days=1):
             return ""
-        way = "ahead of" if self.ahead > dt.timedelta(0) else "behind"
-        days = _count(round(abs(self.ahead) / dt.timedelta(days=1)), "day")
-        return f"this machine's clock is {days} {way} its own"
+        return f"{ahead_text(self.ahead, dt.timedelta(days=1), 'day')} its own"
 
 
 class Context:
@@ -5072,7 +5076,7 @@ def _not_offered(error: ScmError, action: Action) -> NotOfferedError | None:
     return NotOfferedError("rejected", error.message) if final and action != "enroll" else None
 
 
-class Channel:
+class ScmClient:
     """Authenticated requests to SCM: with a token, renewed once where it is refused, or a login.
 
     ``paths`` are those under which the API may be found, the likeliest first; ``proof`` is what is
@@ -5200,8 +5204,8 @@ def _not_revocable(what: str) -> ScmError:
 class RestApi(abc.ABC):
     """What both APIs of SCM have in common: what their answers mean."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, client: ScmClient) -> None:
+        self._client = client
         self._not_before: dict[str, float] = {}  # when to ask for a certificate again, by its id
 
     def _remedies(self, _action: str) -> Mapping[int, str]:
@@ -5238,7 +5242,7 @@ class RestApi(abc.ABC):
         Raises UnknownOutcomeError where the order may have been placed all the same.
         """
         try:
-            answer = self._channel.write("POST", path, data)
+            answer = self._client.write("POST", path, data)
         except TransportError as error:
             if error.sent:
                 raise UnknownOutcomeError(error.message) from None
@@ -5257,7 +5261,7 @@ class RestApi(abc.ABC):
         """Return the certificates of an order; None while SCM has none, or is not to be asked."""
         if time.monotonic() < self._not_before.get(cert_id, 0.0):
             return None
-        answer = self._channel.get(path, accept)
+        answer = self._client.get(path, accept)
         if answer.status == 200 and _PEM_BLOCK.search(answer.body):
             return answer.body
         pending = _code(answer.json(), "code") in _PENDING_CODES
@@ -5267,14 +5271,14 @@ class RestApi(abc.ABC):
         raise self._refusal(answer, "download")
 
     def left_alone_until(self, cert_id: str) -> float:
-        return max(self._not_before.get(cert_id, 0.0), self._channel.silent_until())
+        return max(self._not_before.get(cert_id, 0.0), self._client.silent_until())
 
     @abc.abstractmethod
     def status(self, cert_id: str) -> str:
         """Return SCM's word for the state of a certificate."""
 
     def _status(self, path: str) -> str:
-        answer = self._channel.get(path)
+        answer = self._client.get(path)
         status = (answer.json() or {}).get("status")
         if answer.status != 200 or not isinstance(status, str):
             raise self._refusal(answer, "status")
@@ -5282,7 +5286,7 @@ class RestApi(abc.ABC):
 
     def _end(self, method: str, path: str, data: Document) -> bool:
         """Revoke; what is revoked already is fine. False: it is not issued, for whatever reason."""
-        answer = self._channel.write(method, path, data)
+        answer = self._client.write(method, path, data)
         code = _code(answer.json(), "code")
         if (200 <= answer.status < 300 and _is_plain(answer)) or code in _REVOKED_CODES:
             return True
@@ -5302,14 +5306,14 @@ class EnrollmentApi(RestApi):
     replaces_in_place = False
 
     def __init__(self, config: ScmConfig, tokens: Tokens, context: Context) -> None:
-        super().__init__(Channel(config, ["/api/v1/certificates"], "", tokens, context))
+        super().__init__(ScmClient(config, ["/api/v1/certificates"], "", tokens, context))
 
     def log_in(self) -> None:
-        self._channel.log_in()
+        self._client.log_in()
 
     def prepare(self, _profile: Profile) -> Sequence[str]:
         self.log_in()
-        self._channel.check_clock()
+        self._client.check_clock()
         return ()
 
     def waiting(self, _profile: Profile, _known: Sequence[str]) -> Sequence[str]:
@@ -5401,14 +5405,14 @@ class AdminApi(RestApi):
         self._config = config
         self._type_list = f"/types?organizationId={config.org_id}"
         paths = ["/api/ssl/v1", "/api/ssl/v2"]
-        super().__init__(Channel(config, paths, self._type_list, tokens, context))
+        super().__init__(ScmClient(config, paths, self._type_list, tokens, context))
         self._types: list[Document] = []
         self._types_lock = threading.Lock()
         self._term = config.term
 
     def log_in(self) -> None:
         """Log in, and read what SCM offers: without that right nothing can be ordered."""
-        self._channel.log_in()
+        self._client.log_in()
         with self._types_lock:
             self._types = self._types or self._list(self._type_list, "list of types")[0]
 
@@ -5429,7 +5433,7 @@ class AdminApi(RestApi):
         if offered is None:
             ids = ", ".join(str(each.get("id")) for each in self._types) or "none"
             raise AgentError("config", f"scm.yaml: cert_type: SCM offers {ids}, not {wanted}")
-        self._channel.check_clock()
+        self._client.check_clock()
         if not _offers_key(offered, profile.key_type):
             text = f"the certificate type {wanted} of SCM does not take it"
             raise AgentError("config", f"{profile.name}: certificate.key_type: {text}")
@@ -5553,7 +5557,7 @@ class AdminApi(RestApi):
 
     def _list(self, path: str, name: str) -> tuple[list[Document], int | None]:
         """Return a page of a list, and how long the list is, where SCM tells."""
-        answer = self._channel.get(path)
+        answer = self._client.get(path)
         rows = answer.json_list()
         if answer.status != 200 or rows is None:
             raise self._refusal(answer, name)
@@ -11412,9 +11416,8 @@ def _check_clock(context: Context, url: str, target: str, checks: Checks) -> Non
     ahead = context.server(url).ahead
     if ahead is None or abs(ahead) <= _CLOCK:
         return
-    way = "ahead of" if ahead > dt.timedelta(0) else "behind"
-    minutes = _count(round(abs(ahead) / dt.timedelta(minutes=1)), "minute")
-    text = f"this machine's clock is {minutes} {way} that of {urllib.parse.urlsplit(url).netloc}"
+    text = ahead_text(ahead, dt.timedelta(minutes=1), "minute")
+    text += f" that of {urllib.parse.urlsplit(url).netloc}"
     checks.add("warn", target, "clock", f"{text}: have both set by NTP")
 
 
