@@ -3136,6 +3136,14 @@ def _is_own(key: str, value: object) -> bool:
     return key in _OWN_WORDS and (key != "state" or value in {*STATES, "unmanaged"})
 
 
+def _texts_in(data: object) -> Iterator[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, (dict, list)):
+        for value in data.values() if isinstance(data, dict) else data:
+            yield from _texts_in(value)
+
+
 class Redactor:
     """Replaces every secret that the program has come to know, wherever text leaves it.
 
@@ -3152,9 +3160,16 @@ class Redactor:
             self._secrets = tuple(sorted(known, key=len, reverse=True))
 
     def hide_in(self, data: Any) -> Any:  # noqa: ANN401 - JSON
-        """Return JSON data with the secrets hidden in its texts; its own words are left alone."""
+        """Return JSON data with the secrets hidden in its texts; its own words are left alone.
+
+        Every session of every appliance has a secret: they are not looked for text by text, but in
+        what may hold one.
+        """
         if isinstance(data, str):
             return self.hide(data)
+        texts = "\n".join(_texts_in(data))
+        if "..." not in texts and not any(secret in texts for secret in self._secrets):
+            return data
         if isinstance(data, dict):
             return {
                 key: value if _is_own(key, value) else self.hide_in(value)
@@ -5753,6 +5768,8 @@ def _types_of(kind: Callable[..., Any]) -> Mapping[str, Any]:
 
 def _read_as(kind: Any, data: object) -> Any:  # noqa: ANN401 - a type, and a value of it
     """Return JSON data as a value of the type of a record's field; ValueError where it is none."""
+    if type(data) is kind:
+        return data
     options = typing.get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         hints = _types_of(kind)
@@ -5763,7 +5780,7 @@ def _read_as(kind: Any, data: object) -> Any:  # noqa: ANN401 - a type, and a va
         return None if data is None else _read_as(options[0], data)
     if typing.get_origin(kind) is tuple and isinstance(data, list):
         return tuple(_read_as(options[0], each) for each in data)
-    if data in options or type(data) is kind:
+    if data in options:
         return data
     raise ValueError("a value of another type")
 
