@@ -18,11 +18,11 @@ The file reads bottom-up: a name is defined before it is used.
 6. Model               what is remembered of a profile, and how that changes
 7. Decision            the one decision, made from what is asked, remembered and seen
                        (up to here: no network, no clock, no file, no process)
-8. HTTP                one request, the rule for repeating it, TLS
+8. HTTP                one request, the rule for repeating it, TLS; signals; hiding secrets
 9. NetScaler           the appliance: one method per NITRO call
 10. Sectigo            SCM: token, order, download, status
-11. Store              state/: lock, agreement, records
-12. Files on disk      the agreement, YAML files, and what they refer to
+11. Store              state/: records, what the last commands saw, lock, agreement
+12. Files on disk      YAML files, what they refer to, and the programs that they name
 13. Appliance as seen  what an appliance holds, read once and kept in step; what it presents
 14. Ordering           a key, a CSR, an order, a certificate: what may cost money
 15. Installing         upload, install, link, bind, verify: what touches what is served
@@ -35,7 +35,7 @@ The file reads bottom-up: a name is defined before it is used.
 22. Discovery          profiles for the certificates that appliances already have
 23. Checks             what a run would trip over
 24. Setup              questions, tried at once, that end in files
-25. Commands           options and commands
+25. Commands           options and commands; what list shows and revoke does
 """
 
 from __future__ import annotations
@@ -12560,6 +12560,9 @@ def enroll_command(  # noqa: PLR0913 - click gives each option by its name
     session.run(lambda s: enroll(s, profiles, intent, wait))
 
 
+# What list shows
+
+
 def _listed_certificate(view: View, row: CertKey, record: Record) -> Certificate | None:
     if known := known_certificate(record, row):
         return known
@@ -12854,6 +12857,9 @@ def list_certificates(session: Session, names: Sequence[str], wanted: Wanted) ->
             report.console.say(line)
 
 
+# What renew and replace do
+
+
 def order_again(
     session: Session,
     names: Sequence[str],
@@ -12936,6 +12942,9 @@ def replace_command(  # noqa: PLR0913 - one for each option
     session = Session(app, "replace", as_json=as_json, names=profiles)
     intent = Intent("replace", take_over=take_over, reason=reason[:512])
     session.run(lambda s: order_again(s, profiles, intent, wait, everything=everything, sure=yes))
+
+
+# What revoke does
 
 
 def _revocable(record: Record) -> list[Generation]:
@@ -13225,6 +13234,8 @@ def check_command(
     session = Session(app, "check", as_json=as_json)
     session.run(lambda s: examine(s, profiles, offline=offline, notify=notify))
 
+
+# What status shows
 
 STATUS_FORMATS: Mapping[str, Callable[[Overview], str]] = {
     "json": lambda seen: json.dumps(status_document(seen)) + "\n",

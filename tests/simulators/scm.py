@@ -43,7 +43,6 @@ PEM = "application/x-pem-file"
 FORM = "application/x-www-form-urlencoded"
 
 # The words are those of SCM's user interface.
-WAITING = ("Requested", "Approved", "Applied")
 TURNED_DOWN = ("Declined", "Rejected", "Invalid")
 
 KEY_SIZES = ("RSA-2048", "RSA-3072", "RSA-4096", "P-256", "P-384")
