@@ -3000,6 +3000,7 @@ _RETRY_DELAYS = (0.5, 1.0, 2.0)  # seconds
 _JITTER = secrets.SystemRandom()
 _LONGEST_PEACE = 86400.0  # seconds for which a server may ask to be left alone
 _LONGEST_PAUSE = 60.0  # seconds; a server that asks for more is left alone until the next run
+_SHORT_PAUSE = 2.0  # seconds that anybody waits for a server that asks for no more
 _KEPT = 1.0  # seconds of silence after which a connection is not trusted with a write
 _GRACE = 0.7  # seconds that what is under way may go on after a signal
 _GLANCE = 0.2  # seconds between two looks at the clock while the network is waited for
@@ -3405,11 +3406,26 @@ def ahead_text(ahead: dt.timedelta, unit: dt.timedelta, name: str) -> str:
     return f"this machine's clock is {_count(round(abs(ahead) / unit), name)} {way}"
 
 
+_patience = contextvars.ContextVar("patience", default=_LONGEST_PAUSE)
+"""How long this thread waits before it tries again what a server had no time for."""
+
+
+@contextlib.contextmanager
+def coming_again() -> Iterator[None]:
+    """Wait no longer than for a moment inside, where it is asked again later anyway."""
+    token = _patience.set(_SHORT_PAUSE)
+    try:
+        yield
+    finally:
+        _patience.reset(token)
+
+
 class Server:
     """What all connections to one server know of it."""
 
     def __init__(self) -> None:
         self.silence = Silence()
+        self.rest = Silence()  # for those who ask again later anyway
         self.places = threading.BoundedSemaphore(CONNECTIONS)
         self.ahead: dt.timedelta | None = None  # this machine's clock, of the server's; not known
         self._impatient_until = 0.0
@@ -3759,6 +3775,8 @@ class Transport:
             if not self.is_ending:
                 self._context.interrupt.check()
                 server.silence.check()
+            if _patience.get() < _LONGEST_PAUSE:
+                server.rest.check()
             return once()
 
     def _delays(self, server: Server) -> Sequence[float]:
@@ -3772,6 +3790,9 @@ class Transport:
         this.at_least = answer.retry_after() or 0.0
         if this.is_last or this.at_least > _LONGEST_PAUSE:
             self._leave_alone(server, this.at_least)
+            return True
+        if this.at_least > _patience.get():
+            server.rest.begin(this.at_least, self._left_alone(this.at_least))
             return True
         return False
 
@@ -3788,9 +3809,12 @@ class Transport:
         """Remember a server that has trouble: with tries, or for as long as it asks for."""
         server.was_troubled(self._timeout)
         if asked > _LONGEST_PAUSE:
-            until = utc_now() + dt.timedelta(seconds=asked)
-            text = f"{self._label} asks to be left alone until {iso(until)}: the next run goes on"
-            server.silence.begin(asked, AgentError("unavailable", text))
+            server.silence.begin(asked, self._left_alone(asked))
+
+    def _left_alone(self, seconds: float) -> AgentError:
+        until = iso(utc_now() + dt.timedelta(seconds=seconds))
+        text = f"{self._label} asks to be left alone until {until}: the next run goes on"
+        return AgentError("unavailable", text)
 
     def _send_once(
         self,
@@ -5128,9 +5152,9 @@ class ScmClient:
                 raise AgentError("state", f"SCM: {text}: nothing is ordered until it is set")
 
     def silent_until(self) -> float:
-        """Return before when nothing is sent, by the monotonic clock."""
-        urls = (self._config.url, self._config.token_url)
-        return max(self._context.server(url).silence.until for url in urls)
+        """Return before when nothing is asked that can wait, by the monotonic clock."""
+        servers = [self._context.server(url) for url in (self._config.url, self._config.token_url)]
+        return max(max(server.silence.until, server.rest.until) for server in servers)
 
     def get(self, path: str, accept: str = "application/json") -> Answer:
         return self._send("GET", path, {"Accept": accept}, None)
@@ -7652,7 +7676,8 @@ class Ordering:
     def collect(self) -> bool:
         """Ask once whether the certificate is there, and keep it if so."""
         self._inquiry.ask()
-        answer = self._ask()
+        with coming_again():
+            answer = self._ask()
         self._inquiry.answered(is_there=answer is not None)
         if answer is None:
             return False
@@ -7674,7 +7699,8 @@ class Ordering:
     def learn_why(self) -> None:
         """Learn what the order waits for, where this run did not ask for that."""
         if self._inquiry.number < _STATUS_FIRST and self.left_alone_until <= time.monotonic():
-            self._is_under_way(self.cert_id)
+            with coming_again():
+                self._is_under_way(self.cert_id)
 
     @property
     def cert_id(self) -> str:
@@ -8518,7 +8544,12 @@ class Work:
         return self.profile.enrollment.max_wait if self._run.wait is None else self._run.wait
 
     def asks_at(self, start: float) -> float:
-        """Return when to ask for the certificate next, of a waiting that began then."""
+        """Return when to ask for the certificate next, of a waiting that began then.
+
+        For the last time, before it gives up, that is at once.
+        """
+        if self.gives_up(start):
+            return start
         return min(self._ordering.asks_at(), start + self.max_wait)
 
     def gives_up(self, start: float) -> bool:
@@ -8855,7 +8886,7 @@ class Crew:
             longest = max(work.max_wait for work in waiting)
             self._run.progress(_waiting_text(waiting), start + longest - now)
             over = [work for work in waiting if work.gives_up(start)]
-            due = [work for work in waiting if work in over or work.asks_at(start) <= now]
+            due = [work for work in waiting if work.asks_at(start) <= now]
             self._each(due, lambda work: self._ask(work, trouble))
             self._advance([work for work in due if not work.waits], Step.SAVE)
             self._each([work for work in over if work.waits], lambda work: _leave(work, trouble))

@@ -213,13 +213,32 @@ def test_an_order_that_waits_is_left_alone_for_as_long_as_scm_asks(lab: Lab) -> 
         )
 
     lab.scm.server.rewrite = later
-    assert lab("run", "--wait", "299").exit_code == 5
+    assert lab.spawn("run", "--wait", "299").exit_code == 5
     assert lab.scm.server.calls()[-2:] == [
         f"POST {CERTIFICATES_PATH}",
         f"GET {CERTIFICATES_PATH}/{lab.scm.orders[0].cert_id}",
     ]
     lab.scm.orders[0].approve()
     assert lab.json("run").profile()["outcome"] == "enrolled"
+
+
+@pytest.mark.parametrize("where", [CERTIFICATES_PATH + "/1", "/token"])
+def test_what_asks_again_later_does_not_stand_and_wait(lab: Lab, where: str) -> None:
+    """A minute is waited for an order; a question for one moves, or ends the run."""
+    for name in ("one", "two"):
+        lab.appliance.add_virtual_server(f"vs_{name}", "load_balancing")
+        servers = [{"name": f"vs_{name}", "type": "load_balancing"}]
+        lab.write_profile(name, virtual_servers=servers)
+    lab.scm.issue_after = 1
+    assert lab("run", "--wait", "0").exit_code == 5
+    answer = Response(503, b"", {"Retry-After": "60"})
+    fault = answered(lab, "POST" if where == "/token" else "GET", where, answer)
+    outcome = lab.json("run", "--wait", "59")
+    assert [each["error"]["kind"] for each in outcome.document()["profiles"]] == ["unavailable"] * 2
+    assert fault.times == 98
+    lab.scm.server.faults.clear()
+    assert lab("run").exit_code == 0
+    assert orders(lab) == ["enroll", "enroll"]
 
 
 # The wrong address
