@@ -3153,12 +3153,14 @@ class Redactor:
 
     def __init__(self) -> None:
         self._secrets: tuple[str, ...] = ()  # the longest first: one may be a part of another
+        self._starts: set[str] = set()
         self.variables: set[str] = set()  # of the environment, that hold secrets
 
     def add(self, secret: str) -> None:
         if len(secret) >= 4 and secret not in self._secrets:
             known = {*self._secrets, *_spellings(secret)}
             self._secrets = tuple(sorted(known, key=len, reverse=True))
+            self._starts = {each[:4] for each in known}
 
     def hide_in(self, data: Any) -> Any:  # noqa: ANN401 - JSON
         """Return JSON data with the secrets hidden in its texts; its own words are left alone.
@@ -3179,9 +3181,13 @@ class Redactor:
         return [self.hide_in(item) for item in data] if isinstance(data, list) else data
 
     def hide(self, text: str) -> str:
+        starts = {text[place : place + 4] for place in range(len(text) - 3)}
+        if starts.isdisjoint(self._starts):  # there may be thousands of secrets
+            return text
         for secret in self._secrets:
             text = text.replace(secret, "<hidden>")
-            if "..." in text:
+        for secret in self._secrets if "..." in text else ():
+            if secret[:4] in starts:
                 text = self._hide_cut(secret, text)
         return text
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import datetime as dt
 import itertools
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -1733,3 +1734,18 @@ def test_wrong_defaults_that_no_profile_takes_are_a_warning(lab: Lab) -> None:
     checks = lab.json("check", "--offline").document()["checks"]
     (found,) = [each for each in checks if "defaults.certificate" in each["message"]]
     assert (found["target"], found["status"]) == ("agent.yaml", "warn")
+
+
+def test_a_file_whose_name_is_no_text_costs_nothing_else(lab: Lab) -> None:
+    """A Latin-1 name from an old archive: told, with its byte made visible."""
+    lab.write_profile()
+    (lab.home / os.fsdecode(b"profiles/b\xfcro.yaml")).write_text("citrix: [")
+    told = lab.json("run")
+    outcomes = {each["profile"]: each["outcome"] for each in told.document()["profiles"]}
+    assert outcomes == {"b\udcfcro": "failed", "www": "enrolled"}
+    for words in (("run",), ("list",), ("check", "--offline"), ("status",)):
+        outcome = lab(*words)
+        assert "b\\udcfcro" in outcome.text
+        assert "unexpected" not in outcome.text
+    for style in ("json", "html", "prometheus", "nagios"):
+        assert "\udcfc" not in lab("status", "--format", style).stdout
