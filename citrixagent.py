@@ -6497,8 +6497,14 @@ class Home:
         found = (blind._load_profile(path, []) for path in files)
         return [profile for profile in found if profile]
 
-    def _source(self, path: pathlib.Path) -> DiskSource:
-        return self._kind(path, self._redactor, lambda: self.secret_variables)
+    def _read(self, path: pathlib.Path, problems: list[str]) -> tuple[object, DiskSource]:
+        """Return a file's document and where it is from; why it cannot be read is a problem."""
+        source = self._kind(path, self._redactor, lambda: self.secret_variables)
+        try:
+            return source.document(), source
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+            return None, source
 
     def load_scm(self) -> tuple[ScmConfig | None, list[str]]:
         path, problems = self.path / "scm.yaml", list[str]()
@@ -6506,12 +6512,11 @@ class Home:
             return None, [
                 f"{path}: is missing: run citrixagent.py configure, or copy the sample here"
             ]
-        source = self._source(path)
-        try:
-            config = parse_scm(source.document(), source, problems)
-            self.warnings += source.notices
-        except ValueError as error:
-            return None, [f"{path}: {error}"]
+        document, source = self._read(path, problems)
+        if problems:
+            return None, problems
+        config = parse_scm(document, source, problems)
+        self.warnings += source.notices
         self._redactor.add(config.client_secret.value)
         self._redactor.add(config.password.value)
         password = parse_url(config.proxy).password if config.proxy else ""
@@ -6524,13 +6529,9 @@ class Home:
         path, problems = self.path / "agent.yaml", list[str]()
         if not os.path.lexists(path):
             return Settings(), []
-        source = self._source(path)
-        try:
-            document = source.document()
-        except ValueError as error:
-            return Settings(), [f"{path}: {error}"]
-        if document is None:  # all of it is commented out
-            return Settings(), []
+        document, source = self._read(path, problems)
+        if document is None:  # also where all of it is commented out
+            return Settings(), problems
         settings = parse_settings(document, source, problems)
         self.warnings += source.notices
         self._redactor.add(settings.ping_url.value)
@@ -6600,11 +6601,8 @@ class Home:
         return any((self._folder / f"{path.stem}{ending}").is_file() for ending in endings)
 
     def _load_profile(self, path: pathlib.Path, problems: list[str]) -> Profile | None:
-        source = self._source(path)
-        try:
-            document = source.document()
-        except ValueError as error:
-            problems.append(f"{path}: {error}")
+        document, source = self._read(path, problems)
+        if problems:
             return None
         root = Section(document, source, problems, below=self.defaults(problems))
         profile = parse_profile(path.stem, root, self._appliance, problems)
@@ -6644,11 +6642,8 @@ class Home:
 
     def _own_site(self, path: pathlib.Path) -> list[Site]:
         """Return the appliance of a profile's own block; none where that is broken."""
-        source, problems = self._source(path), list[str]()
-        try:
-            document = source.document()
-        except ValueError:
-            return []
+        problems = list[str]()
+        document, source = self._read(path, problems)
         block = document.get("citrix") if isinstance(document, dict) else None
         if not isinstance(block, dict):
             return []
@@ -6666,11 +6661,10 @@ class Home:
         if path is None:
             hint = _did_you_mean(name, [each.stem for each in _yaml_files(folder)])
             raise ValueError(f"there is no file {folder / name}.yaml{hint}")
-        source, problems = self._source(path), list[str]()
-        try:
-            document = source.document()
-        except ValueError as error:
-            return NO_APPLIANCE, [f"{path}: {error}"]
+        problems = list[str]()
+        document, source = self._read(path, problems)
+        if problems:
+            return NO_APPLIANCE, problems
         root = Section(document, source, problems)
         if not isinstance(document, dict) or "citrix" not in document:
             return parse_appliance(root), problems
