@@ -3732,7 +3732,8 @@ class Transport:
         self._tls = tls
         self._timeout = timeout
         self._context = context
-        self._proxy = proxy
+        # To look through the environment for it is as much work as the request itself.
+        self._proxy = functools.cache(proxy) if proxy else None
         self._slow_writes = slow_writes  # one that takes too long says nothing about other requests
         self._pools: dict[str, urllib3.PoolManager] = {}  # by proxy
         self._pools_lock = threading.Lock()
@@ -3861,7 +3862,8 @@ class Transport:
     def _exchange(
         self, method: str, url: str, headers: Mapping[str, str | bytes], body: bytes | None
     ) -> Answer:
-        proxy = self._proxy(url) if self._proxy else ""
+        place = urllib.parse.urlsplit(url)
+        proxy = self._proxy(f"{place.scheme}://{place.netloc}") if self._proxy else ""
         with self._pools_lock:
             if proxy not in self._pools:
                 self._pools[proxy] = make_pools(self._tls, proxy)
