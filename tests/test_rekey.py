@@ -359,6 +359,7 @@ class Killer:
 
     def _try_to_kill(self, process: subprocess.Popen[str]) -> None:
         os.kill(process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # all its threads
         if set(self._unknown()) - set(self._placed()):
             os.kill(process.pid, signal.SIGCONT)
             return
