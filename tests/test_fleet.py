@@ -413,6 +413,7 @@ def test_the_steps_of_many_on_a_pair(ha: PairLab) -> None:
 @pytest.mark.parametrize(
     "write", ["ecdsakey?action=create", "/systemfile", "sslcertkey?action=update", "action=save"]
 )
+@pytest.mark.sample(4)
 def test_a_failover_among_the_writes_of_many(ha: PairLab, write: str) -> None:
     """What the node is told until its role is looked at again is done anew at the other."""
     names = with_many(ha, 4)

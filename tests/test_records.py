@@ -220,7 +220,7 @@ def test_a_damaged_record_is_refused(world: World, tmp_path: pathlib.Path) -> No
 
 @pytest.mark.long
 def test_a_damaged_record_is_refused_for_long(world: World, tmp_path: pathlib.Path) -> None:
-    explore_damage(world.records, tmp_path, 4000)
+    explore_damage(world.records, tmp_path, 2000)
 
 
 # Edits
@@ -314,7 +314,7 @@ def test_an_edited_record_is_refused_or_makes_sense(world: World, tmp_path: path
 def test_an_edited_record_is_refused_or_makes_sense_for_long(
     world: World, tmp_path: pathlib.Path
 ) -> None:
-    explore_edits(world, 4000, lambda name, text: decide_with(name, text, tmp_path))
+    explore_edits(world, 2000, lambda name, text: decide_with(name, text, tmp_path))
 
 
 def run_if_accepted(world: World, name: str, text: str, folder: pathlib.Path) -> None:

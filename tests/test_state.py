@@ -302,6 +302,7 @@ def test_with_few_threads_or_files_one_appliance_follows_another(public: Lab, li
 
 
 @pytest.mark.parametrize("home", ["x" * 300, "y/" * 3000, "z\udcff"], ids=["name", "path", "byte"])
+@pytest.mark.sample(3)
 def test_a_home_that_can_be_none_is_told_like_one_that_is_missing(lab: Lab, home: str) -> None:
     for command in ("run", "list", "check", "status", "eula"):
         words = [sys.executable, str(PROGRAM), "--home", f"/{home}", command]
