@@ -3137,14 +3137,6 @@ def _is_own(key: str, value: object) -> bool:
     return key in _OWN_WORDS and (key != "state" or value in {*STATES, "unmanaged"})
 
 
-def _texts_in(data: object) -> Iterator[str]:
-    if isinstance(data, str):
-        yield data
-    elif isinstance(data, (dict, list)):
-        for value in data.values() if isinstance(data, dict) else data:
-            yield from _texts_in(value)
-
-
 class Redactor:
     """Replaces every secret that the program has come to know, wherever text leaves it.
 
@@ -3163,16 +3155,9 @@ class Redactor:
             self._starts = {each[:4] for each in known}
 
     def hide_in(self, data: Any) -> Any:  # noqa: ANN401 - JSON
-        """Return JSON data with the secrets hidden in its texts; its own words are left alone.
-
-        Every session of every appliance has a secret: they are not looked for text by text, but in
-        what may hold one.
-        """
+        """Return JSON data with the secrets hidden in its texts; its own words are left alone."""
         if isinstance(data, str):
             return self.hide(data)
-        texts = "\n".join(_texts_in(data))
-        if "..." not in texts and not any(secret in texts for secret in self._secrets):
-            return data
         if isinstance(data, dict):
             return {
                 key: value if _is_own(key, value) else self.hide_in(value)
