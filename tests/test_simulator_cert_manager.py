@@ -21,6 +21,7 @@ from cryptography.x509.oid import NameOID
 from simulators import foreign
 from simulators.scm import Scm
 
+pytestmark = pytest.mark.long  # its environment takes a while to install
 REQUIREMENTS = ("cert-manager==4.0.0",)
 SCRIPT = """
 import json, sys

@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 from simulators import foreign
 from simulators.netscaler import NetScaler, Variant, VirtualServer
 
+pytestmark = pytest.mark.long  # their environment takes a while to install
 REQUIREMENTS = ("check_netscaler==3.0.0", "netscaler-certbot-hook==3.0.0")
 
 
