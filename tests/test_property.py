@@ -491,6 +491,6 @@ def test_what_must_hold_whatever_happens(world: type[World]) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("world", "examples"), [(World, 80), (PairWorld, 40)])
+@pytest.mark.parametrize(("world", "examples"), [(World, 60), (PairWorld, 30)])
 def test_what_must_hold_whatever_happens_for_long(world: type[World], examples: int) -> None:
     explore(world, examples, steps=25)
