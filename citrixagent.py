@@ -5735,6 +5735,8 @@ def _user() -> str:
 
 def load_packages() -> None:
     """Load what is loaded late otherwise: another user may not be able to read it."""
+    import importlib.metadata
+
     import certifi
     import urllib3.connection
     import yaml
@@ -5743,6 +5745,7 @@ def load_packages() -> None:
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
     from requests import utils
 
+    importlib.metadata.version("requests")  # loads more, from Python 3.13 on
     loaded = (certifi, urllib3, yaml, x509, serialization, ec, rsa, utils)
     log.debug("%d packages", len(loaded))
     dt.datetime.strptime("2026 +0000", "%Y %z")

@@ -54,6 +54,9 @@ CLIENT_SECRET = "s3cr]e.t!,=x"
 LONGEST_FIRST = (
     "test_rekey",
     "test_year",
+    "test_transport",
+    "test_configure",
+    "test_told",
     "test_simulator_foreign_clients",
     "test_simulator_cert_manager",
     "test_property",

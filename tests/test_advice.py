@@ -113,6 +113,7 @@ def test_the_advice_names_the_folder_of_the_profile(lab: Lab) -> None:
         (1106, "digestMethod", ""),
     ],
 )
+@pytest.mark.sample(3)
 def test_the_argument_decides_about_the_remedy(
     lab: Lab, code: int, argument: str, advice: str
 ) -> None:
@@ -320,6 +321,7 @@ def test_an_order_that_scm_does_not_give_out_is_given_up(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lost", "reset"])
+@pytest.mark.sample(2)
 def test_what_goes_wrong_afterwards_hides_nothing(lab: Lab, kind: str) -> None:
     """The update behind an unlink breaks, and so does putting the link back."""
     lab.appliance.variant = Variant(update_link="refuse")

@@ -223,6 +223,7 @@ def test_an_order_that_waits_is_left_alone_for_as_long_as_scm_asks(lab: Lab) -> 
 
 
 @pytest.mark.parametrize("where", [CERTIFICATES_PATH + "/1", "/token"])
+@pytest.mark.sample(2)
 def test_what_asks_again_later_does_not_stand_and_wait(lab: Lab, where: str) -> None:
     """A minute is waited for an order; a question for one moves, or ends the run."""
     for name in ("one", "two"):
@@ -365,6 +366,7 @@ def test_a_renewal_that_needs_a_profile_id_says_so(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("code", [-111, -1001, -1021])
+@pytest.mark.sample(2)
 def test_other_words_for_a_missing_profile_id(lab: Lab, code: int) -> None:
     lab.write_profile()
     assert lab("run").exit_code == 0
@@ -395,6 +397,7 @@ def test_the_names_are_always_sent(lab: Lab) -> None:
     ],
     ids=["page", "nothing", "passing"],
 )
+@pytest.mark.sample(2)
 def test_a_token_that_is_not_given_now(lab: Lab, answer: Response) -> None:
     answered(lab, "POST", "/token", answer)
     lab.write_profile()
@@ -449,6 +452,7 @@ def test_other_answers_to_an_order_that_was_not_placed(lab: Lab, status: int, ki
 
 
 @pytest.mark.parametrize("status", [302, 307, 425])
+@pytest.mark.sample(2)
 def test_other_answers_to_a_download_that_pass(lab: Lab, status: int) -> None:
     answered(lab, "GET", f"{CERTIFICATES_PATH}/1", Response(status, b"", {"Location": "/busy"}))
     lab.write_profile()

@@ -1192,6 +1192,7 @@ def refusal(lab: Lab) -> list[str]:
 
 
 @pytest.mark.parametrize("row", WRONG, ids=lambda row: row.name)
+@pytest.mark.sample(3)
 def test_what_is_wrong_is_told_and_nothing_is_contacted(home: Lab, row: Row) -> None:
     row.write(home, **row.changes)
     assert refusal(home) == [f"{{home}}/{line}" for line in row.lines]
@@ -1201,6 +1202,7 @@ CHANNEL_ROWS = list(_rows(agent, AGENT_FILE, CHANNELS))
 
 
 @pytest.mark.parametrize("row", CHANNEL_ROWS, ids=lambda row: row.name)
+@pytest.mark.sample(3)
 def test_a_wrong_channel_turns_off_that_channel_alone(home: Lab, row: Row) -> None:
     home.write_profile()
     home.write_yaml(AGENT_FILE, row.changes)
@@ -1397,6 +1399,7 @@ def check_places(lab: Lab, file: str, share: int) -> None:
 
 
 @pytest.mark.parametrize("file", DOCUMENTS)
+@pytest.mark.sample(2)
 def test_a_value_in_a_wrong_place_is_no_more_than_a_problem(home: Lab, file: str) -> None:
     check_places(home, file, share=8)
 
@@ -1471,6 +1474,7 @@ RIGHT: list[tuple[str, Callable[..., None], Mapping[str, object]]] = [
 
 
 @pytest.mark.parametrize(("name", "write", "changes"), RIGHT, ids=[row[0] for row in RIGHT])
+@pytest.mark.sample(3)
 def test_what_is_right_is_accepted(
     home: Lab, name: str, write: Callable[..., None], changes: Mapping[str, object]
 ) -> None:
@@ -1541,6 +1545,7 @@ def test_one_certkey_name_on_two_appliances_is_fine(home: Lab) -> None:
 
 
 @pytest.mark.parametrize("ending", ["", "/", "/api", "/api/v1", "/api/v1/", "/api/v1/certificates"])
+@pytest.mark.sample(3)
 def test_the_address_of_scm_is_taken_as_it_is_shown_anywhere(lab: Lab, ending: str) -> None:
     lab.write_profile()
     lab.write_scm(url=lab.scm.url + ending)
@@ -1626,6 +1631,7 @@ def test_the_window_is_a_number_of_days_or_a_share(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("ending", ["yaml", "yml"])
+@pytest.mark.sample(2)
 def test_a_profile_is_named_or_pointed_at(
     home: Lab, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:

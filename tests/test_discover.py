@@ -394,7 +394,7 @@ def test_a_full_disk_leaves_no_half_a_profile(one: Lab) -> None:
     words = [sys.executable, str(PROGRAM), "--home", str(one.home), "discover", "--write", "--json"]
     code = "import os, resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); os.execv"
     command = [sys.executable, "-c", f"{code}({words[0]!r}, {words!r})"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env={}, capture_output=True, text=True, check=False)
     document = json.loads(done.stdout)
     (error,) = document["errors"]
     file = one.home / "profiles" / "shop.yaml"

@@ -159,6 +159,7 @@ def test_a_full_appliance_is_tried_again_and_then_left(lab: Lab) -> None:
         ("action=link", 1548, ()),
     ],
 )
+@pytest.mark.sample(2)
 def test_a_refusal_says_what_was_asked_and_why(
     lab: Lab, part: str, code: int, detail: tuple[str, ...]
 ) -> None:
@@ -374,6 +375,7 @@ def test_a_token_endpoint_that_nobody_configured_never_gets_the_secret(lab: Lab)
         "http://auth.sso.sectigo.com/token",
     ],
 )
+@pytest.mark.sample(3)
 def test_an_address_that_two_parsers_take_differently_never_gets_the_secret(
     lab: Lab, address: str
 ) -> None:
@@ -674,6 +676,7 @@ def test_names_that_are_all_taken_are_told(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("backwards", [0, 3600])
+@pytest.mark.sample(2)
 def test_two_commands_within_one_second(lab: Lab, backwards: int) -> None:
     """Whatever the clock says: the names of files do not clash, the record lost or not."""
     lab.write_profile()

@@ -537,6 +537,7 @@ def test_an_unknown_partition(tenant: Lab) -> None:
 
 
 @pytest.mark.parametrize("part", ["sslcertreq", "action=link", "action=save"])
+@pytest.mark.sample(2)
 def test_a_new_session_is_of_the_partition_too(tenant: Lab, part: str) -> None:
     killed: list[str] = []
 
@@ -683,6 +684,7 @@ def test_sni_that_is_not_enabled_is_told_before_ordering(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("names", [["a.example.com"], ["new.example.com", "a.example.com"]])
+@pytest.mark.sample(2)
 def test_a_name_that_another_certificate_has(
     lab: Lab, hosting: VirtualServer, names: list[str]
 ) -> None:
@@ -779,6 +781,7 @@ def test_an_issuer_that_is_shared_stays_linked(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(("days", "told"), [(-1, "expired"), (29, "expires"), (31, "")], ids=str)
+@pytest.mark.sample(2)
 def test_an_intermediate_that_ends_soon_is_warned_about(lab: Lab, days: int, told: str) -> None:
     now = dt.datetime.now(dt.timezone.utc).replace(microsecond=0)
     key, end = ec.generate_private_key(ec.SECP256R1()), now + dt.timedelta(days=days, hours=1)

@@ -170,6 +170,7 @@ def test_a_changed_profile_is_replaced(api: Lab) -> None:
 
 
 @pytest.mark.parametrize(("command", "outcome"), [("renew", "renewed"), ("replace", "replaced")])
+@pytest.mark.sample(2)
 def test_what_scm_does_not_offer_is_enrolled_anew(lab: Lab, command: str, outcome: str) -> None:
     lab.scm.account.private = True
     lab.scm.account.may_renew = False
@@ -488,6 +489,7 @@ def test_the_order_asks_for_what_the_profile_says(api: Lab) -> None:
 
 
 @pytest.mark.parametrize("order", ["leaf-first", "root-first", "shuffled"])
+@pytest.mark.sample(2)
 def test_admin_answers_in_any_order(lab: Lab, order: str) -> None:
     use_admin(lab, by_login=False)
     lab.scm.answer = ChainStyle(order=order)  # type: ignore[arg-type]
@@ -523,6 +525,7 @@ def test_a_lost_admin_order_is_looked_up(lab: Lab, kind: str, action: str) -> No
 
 
 @pytest.mark.parametrize("kind", ["lost", "reset"])
+@pytest.mark.sample(2)
 def test_a_lost_admin_replacement_stays_unknown_while_the_old_one_is_there(
     lab: Lab, kind: str
 ) -> None:
@@ -695,6 +698,7 @@ def test_an_order_that_waits_or_was_declined_and_a_rollback(due: Lab) -> None:
 
 
 @pytest.mark.parametrize("revoked", [False, True])
+@pytest.mark.sample(2)
 def test_a_wrong_id_for_an_order_of_unknown_outcome_changes_nothing(
     lab: Lab, revoked: bool
 ) -> None:

@@ -91,6 +91,7 @@ def test_an_odd_certificate_keeps_no_command_from_the_others(lab: Lab, kind: str
 
 
 @pytest.mark.parametrize("kind", ["unknown curve", "extension twice", "version five"])
+@pytest.mark.sample(2)
 def test_an_odd_certificate_that_is_taken_over_is_judged_by_its_row(lab: Lab, kind: str) -> None:
     install_own(lab, days_left=20)
     certificate = lab.appliance.certkeys["www"].certificate
@@ -110,6 +111,7 @@ def test_an_odd_certificate_beside_the_one_that_was_ordered(lab: Lab, kind: str)
 
 
 @pytest.mark.parametrize("kind", ["unknown kind of key", "extension twice", "broken names"])
+@pytest.mark.sample(2)
 def test_an_odd_certificate_instead_of_the_one_that_was_ordered(lab: Lab, kind: str) -> None:
     def tamper(order: object, _pem: str) -> str:
         return odd_pem(kind, order.leaf)  # type: ignore[attr-defined]
@@ -126,6 +128,7 @@ def test_an_odd_certificate_instead_of_the_one_that_was_ordered(lab: Lab, kind: 
 
 
 @pytest.mark.parametrize("kind", ["negative serial", "serial zero", "the year zero"])
+@pytest.mark.sample(2)
 def test_a_virtual_server_that_presents_an_odd_certificate(lab: Lab, kind: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         context = tls_context([(odd_pem(kind, a_leaf()), KEY_PEM)])
@@ -209,6 +212,7 @@ ODD_TEXTS = {
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
+@pytest.mark.sample(3)
 def test_an_odd_byte_in_a_row_costs_nothing_else(lab: Lab, text: str) -> None:
     somebody_elses(lab, "negative serial")
     install_own(lab, days_left=150)
@@ -227,6 +231,7 @@ def test_an_odd_byte_in_a_row_costs_nothing_else(lab: Lab, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
+@pytest.mark.sample(3)
 def test_an_odd_byte_in_a_refusal_of_scm(lab: Lab, text: str) -> None:
     body = b'{"code": -62, "description": "Field ' + ODD_TEXTS[text] + b' is missing"}'
     lab.scm.server.rewrite = lambda request, response: (

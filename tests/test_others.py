@@ -382,6 +382,7 @@ def test_where_a_certkey_cannot_be_updated_is_told_before_the_order(lab: Lab, us
 
 
 @pytest.mark.parametrize("kind", ["SAML", "AAA", "ADFS proxy"])
+@pytest.mark.sample(2)
 def test_where_the_appliance_does_not_tell_it_the_remedy_does(lab: Lab, kind: Any) -> None:
     install_own(lab, days_left=20)
     lab.appliance.use(Use(kind, "x", "www"))
@@ -463,6 +464,7 @@ def test_a_name_that_the_release_does_not_take(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("release", ["13.1", "14.1"])
+@pytest.mark.sample(2)
 def test_a_long_name_where_it_is_taken(lab: Lab, release: str) -> None:
     """By its release, or because a certkey with a name as long is there."""
     lab.appliance.release = release
@@ -584,6 +586,7 @@ def test_however_it_was_loaded_it_is_renewed_and_put_back(
 
 
 @pytest.mark.parametrize("form", ["DER", "encrypted"])
+@pytest.mark.sample(2)
 def test_an_undo_puts_back_what_it_can(lab: Lab, form: str) -> None:
     old = load(lab, form)
     server = lab.appliance.virtual_servers["vs_www"]
@@ -763,6 +766,7 @@ def test_a_server_that_wants_a_client_certificate_is_verified_all_the_same(lab: 
     ("cross_years", "root_years", "presented"),
     [(10, 20, ["CA DV E36"]), (20, 10, ["CA DV E36", "Root E46"]), (0.1, 0.5, ["CA DV E36"])],
 )
+@pytest.mark.sample(2)
 def test_of_two_ways_up_the_one_that_lasts_is_taken(
     lab: Lab, cross_years: float, root_years: float, presented: list[str]
 ) -> None:

@@ -121,6 +121,7 @@ def test_it_is_made_good_once_the_node_is_back(ha: PairLab) -> None:
 
 
 @pytest.mark.parametrize("code", [349, 457, 458])
+@pytest.mark.sample(2)
 def test_what_the_other_node_did_not_do_is_a_warning(ha: PairLab, code: int) -> None:
     ha.pair.peer_answer = code
     for node in (ha.pair.a, ha.pair.b):

@@ -410,5 +410,6 @@ def test_the_record_of_another_profile_is_refused(world: World, stage: str, move
 @pytest.mark.parametrize(
     "text", ["", "[" * 100_000, "1", '"x"', "null", '{"version": null}', "\x00"]
 )
+@pytest.mark.sample(3)
 def test_what_is_no_record_is_refused(world: World, text: str) -> None:
     world.check_refused("renewed", text, DAMAGED)

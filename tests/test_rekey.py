@@ -73,6 +73,7 @@ def outcomes(document: Document) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("command", ["renew", "replace"])
+@pytest.mark.sample(2)
 def test_all_or_names(lab: Lab, command: str) -> None:
     lab.write_profile()
     enroll_before(lab)
@@ -296,6 +297,7 @@ def test_somebody_elses_certificate_in_service_is_told(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("previous", [True, False])
+@pytest.mark.sample(2)
 def test_an_appliance_that_does_not_answer_stops_no_revocation(lab: Lab, *, previous: bool) -> None:
     lab.write_profile()
     for words in (["run"], ["replace", "www"]):

@@ -449,6 +449,7 @@ UNFIT = pytest.mark.parametrize(("make", "words"), KINDS.items(), ids=[f.__name_
         ("bundle.pem", "profiles/www.yaml: citrix.ca_bundle: "),
     ],
 )
+@pytest.mark.sample(3)
 def test_only_regular_and_small_files_are_read(
     lab: Lab, file: str, key: str, make: Callable[[pathlib.Path], None], words: str
 ) -> None:

@@ -206,6 +206,7 @@ def test_propagation_can_fail_silently(login: Login) -> None:
 
 
 @pytest.mark.parametrize("code", [None, 349, 457, 458])
+@pytest.mark.sample(3)
 def test_a_standby_node_that_is_out_of_service(
     pair: HaPair, login: Login, code: int | None
 ) -> None:
@@ -454,6 +455,7 @@ def test_a_certificate_is_bound_as_default_and_by_name(
         ("ECDSA", (), 3628),
     ],
 )
+@pytest.mark.sample(3)
 def test_names_are_not_bound_twice(
     ns: NetScaler,
     login: Login,
@@ -487,6 +489,7 @@ def test_key_types_may_have_to_share_names(ns: NetScaler, login: Login) -> None:
 @pytest.mark.parametrize(
     ("names", "kept"), [(("b.example.com",), True), (("a.example.com",), False), ((), False)]
 )
+@pytest.mark.sample(2)
 def test_an_update_keeps_the_binding_if_the_names_allow_it(
     ns: NetScaler,
     login: Login,

@@ -401,6 +401,7 @@ REFUSALS: list[tuple[str, str, object, int, int]] = [
 
 
 @pytest.mark.parametrize(("method", "target", "body", "status", "code"), REFUSALS)
+@pytest.mark.sample(3)
 def test_refusals_change_nothing(
     prepared: tuple[NetScaler, Client],
     method: str,
@@ -428,6 +429,7 @@ def test_refusals_change_nothing(
         ('{"nsconfig": {}}', "text/plain", 1233),
     ],
 )
+@pytest.mark.sample(3)
 def test_malformed_bodies(client: Client, body: str, content_type: str, code: int) -> None:
     headers = {"Content-Type": content_type, "Cookie": client.cookie}
     url = f"{client.url}/config/nsconfig?action=save"
@@ -572,6 +574,7 @@ def test_a_standby_node_takes_writes_and_remembers_them(ns: NetScaler, client: C
         ("sslecdsakey", {"curve": "P_256", "keyform": "PEM"}, ec.EllipticCurvePublicKey),
     ],
 )
+@pytest.mark.sample(2)
 def test_from_key_to_handshake_and_back(
     ns: NetScaler,
     client: Client,

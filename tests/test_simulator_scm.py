@@ -245,6 +245,7 @@ def test_tokens_end(scm: Scm, client: Client) -> None:
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("kind", ["P-256", "RSA-2048"])
+@pytest.mark.sample(3)
 def test_enroll_and_download(scm: Scm, client: Client, kind: str, strict: bool) -> None:
     scm.strict = strict
     now = dt.datetime(2027, 3, 1, 12, tzinfo=dt.timezone.utc)
@@ -317,6 +318,7 @@ def test_armour_is_refused_by_the_strict_dialect(scm: Scm, client: Client) -> No
         (lambda: "A" * 32768, -1002),
     ],
 )
+@pytest.mark.sample(3)
 def test_csr_refused(scm: Scm, client: Client, csr: Callable[[], str], code: int) -> None:
     assert code_of(client.call("POST", body={"csr": csr()})) == (400, code)
     assert not scm.orders
@@ -343,6 +345,7 @@ def test_csr_refused(scm: Scm, client: Client, csr: Callable[[], str], code: int
         ({"customFields": {"Owner": 1}}, -1002),
     ],
 )
+@pytest.mark.sample(3)
 def test_body_refused(scm: Scm, client: Client, body: object, code: int) -> None:
     whole = {"csr": csr_of(), **body} if isinstance(body, dict) and body else body
     response = client.call("POST", body=whole, Content_Type="application/json")

@@ -239,6 +239,7 @@ def test_unknown_path(client: Client, path: str) -> None:
         ("POST", "/decline/77", {}),
     ],
 )
+@pytest.mark.sample(3)
 def test_unknown_id(client: Client, method: str, path: str, body: object) -> None:
     assert code_of(client.call(method, path, body)) == (404, -5101)
 
@@ -343,6 +344,7 @@ def test_enroll(scm: Scm, client: Client, form: Callable[[str], str]) -> None:
         ({"certId": "1"}, -1002),
     ],
 )
+@pytest.mark.sample(3)
 def test_enrollment_refused(scm: Scm, client: Client, body: dict[str, object], code: int) -> None:
     assert code_of(client.order(**body)) == (400, code)
     assert not scm.orders

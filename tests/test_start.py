@@ -155,6 +155,7 @@ def test_an_old_python_is_told_in_a_sentence(program: pathlib.Path, version: str
 
 
 @pytest.mark.parametrize("version", ["2.7", "3.6", "3.7"])
+@pytest.mark.sample(2)
 def test_a_very_old_python_shows_a_line_that_says_why(version: str) -> None:
     done = start([_python(version), str(PROGRAM), "run"])
     assert done.returncode == 1

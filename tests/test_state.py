@@ -151,6 +151,7 @@ def test_profiles_that_cannot_be_listed_are_not_none(public: Lab) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o720, 0o702, 0o777])
+@pytest.mark.sample(2)
 def test_a_folder_that_others_can_write_is_refused(lab: Lab, mode: int) -> None:
     state = lab.home / "state"
     state.chmod(mode)
@@ -212,6 +213,7 @@ ODD_FILES: dict[str, Callable[[pathlib.Path], object]] = {
 
 @pytest.mark.parametrize("odd", ODD_FILES)
 @pytest.mark.parametrize("name", ["profile-www.json", "eula.json", "lock"])
+@pytest.mark.sample(3)
 def test_what_is_no_file_of_ours_is_told_as_that(lab: Lab, name: str, odd: str) -> None:
     lab.write_profile()
     path = lab.home / "state" / name

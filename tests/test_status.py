@@ -311,6 +311,7 @@ PAGES = [
 
 
 @pytest.mark.parametrize("profiles", PAGES)
+@pytest.mark.sample(3)
 def test_the_page_is_valid_html_that_needs_nothing_else(profiles: dict[str, Document]) -> None:
     text = status_page(seen(profiles))
     parser = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False)

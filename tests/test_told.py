@@ -295,6 +295,7 @@ def test_a_mail_tells_what_the_run_printed(told: Lab) -> None:
 
 
 @pytest.mark.parametrize("security", ["starttls", "tls"])
+@pytest.mark.sample(2)
 def test_mail_with_a_login_over_tls(told: Lab, security: str) -> None:
     box = Mailbox()
     told.write("smtp_password", MAIL_PASSWORD)
@@ -308,6 +309,7 @@ def test_mail_with_a_login_over_tls(told: Lab, security: str) -> None:
 
 
 @pytest.mark.parametrize("security", ["starttls", "tls"])
+@pytest.mark.sample(2)
 def test_a_mail_server_with_a_certificate_for_another_name_gets_nothing(
     told: Lab, security: str
 ) -> None:
@@ -426,6 +428,7 @@ def test_failures_are_named_to_the_program(told: Lab) -> None:
         ),
     ],
 )
+@pytest.mark.sample(2)
 def test_a_program_that_fails_changes_no_exit_code(told: Lab, code: str, words: str) -> None:
     settings(told, notify={"when": "always", "command": program(told, code)})
     outcome = told.json("run")
@@ -824,6 +827,7 @@ def test_a_week_passes_though_the_warning_counts_days(told: Lab) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 1}', '{"version": 1, "channels": 3}'])
+@pytest.mark.sample(3)
 def test_a_damaged_told_file_tells_once_more(told: Lab, text: str) -> None:
     settings(told, notify={"command": program(told, RECORD)})
     told.appliance.server.refuse()

@@ -132,6 +132,7 @@ def test_a_request_ends_whatever_the_server_does(
 
 
 @pytest.mark.parametrize("system", ENDPOINTS)
+@pytest.mark.sample(2)
 def test_the_endpoints_are_those_that_a_run_asks(lab: Lab, system: str) -> None:
     """Whoever lets a run ask something else adds it to the list."""
     server = limited(lab, system, 20)
