@@ -8908,7 +8908,7 @@ class Crew:
             self._guarded([work], work.saved)
 
     def _look_at_servers(self) -> None:
-        """Look at what all virtual servers present, at the same time; judged is it one by one."""
+        """Look at what all virtual servers present, at the same time; it is judged one by one."""
         looks: list[Callable[[], None]] = []
         self._each(self._works, lambda work: looks.extend(self._looks_of(work)))
         if looks:
@@ -11407,7 +11407,11 @@ def _check_packages(checks: Checks) -> None:
 
     checks.add("ok", _MACHINE, "python", f"Python {sys.version.split()[0]}, {sys.executable}")
     for package, oldest in PACKAGES.items():
-        found = importlib.metadata.version(package)
+        try:
+            found = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # root could read it, before
+            checks.add("skip", _MACHINE, "packages", f"{package}: its version cannot be read")
+            continue
         wanted = ".".join(map(str, oldest))
         if _version(found) >= oldest:
             checks.add("ok", _MACHINE, "packages", f"{package} {found}")

@@ -135,6 +135,17 @@ def test_a_home_that_cannot_be_written_is_told_once(public: Lab) -> None:
 
 
 @as_root
+def test_packages_that_only_root_can_read_are_told_as_that(public: Lab) -> None:
+    give_away(public)
+    gone = "sys.path[:] = [each for each in sys.path if 'site-packages' not in each]"
+    outcome = run_limited(public, "check", "--offline", "--json", limits=gone)
+    told = [each for each in outcome.document()["checks"] if each["name"] == "packages"]
+    assert {(each["status"], each["message"].split(": ")[-1]) for each in told} == {
+        ("skip", "its version cannot be read")
+    }
+
+
+@as_root
 def test_profiles_that_cannot_be_listed_are_not_none(public: Lab) -> None:
     """Neither is there nothing to do, nor is everything on the appliance unmanaged."""
     give_away(public)

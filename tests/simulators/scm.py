@@ -178,6 +178,11 @@ class Order:
     revoked_message: str = ""
     dcv_rechecks: int = 0
 
+    @property
+    def subject(self) -> dict[str, str | bytes]:
+        """What the CSR asks for, by the short names of RFC 4514 or the numbers of others."""
+        return {each.rfc4514_attribute_name: each.value for each in self.csr.subject}
+
     def approve(self) -> None:
         """Let the CA begin; polls are counted from here."""
         self.status, self.polls = "Approved", 0
