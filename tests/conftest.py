@@ -25,6 +25,7 @@ from typing import Any
 import click.testing
 import pytest
 import yaml
+from forked import Program
 from simulators import HUNG, server
 from simulators.brownfield import others
 from simulators.netscaler import NetScaler
@@ -186,14 +187,18 @@ class Lab:
         self.check_secrets(outcome.text)
         return outcome
 
-    def spawn(
-        self, *arguments: str, environment: Mapping[str, str] | None = None, cwd: str = "/"
-    ) -> Outcome:
+    def spawn(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Outcome:
         """Run the program as a process of its own."""
+        words = ["--home", str(self.home), *arguments]
+        with Program(*words, environment=environment or {}, cwd="/") as process:
+            return self.ended(process)
+
+    def fresh(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Outcome:
+        """Run it as a process of its own whose start is part of the test."""
         done = subprocess.run(
             [*PROCESS, "--home", str(self.home), *arguments],
             env=dict(environment or {}),
-            cwd=cwd,
+            cwd="/",
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -203,17 +208,17 @@ class Lab:
         self.check_secrets(done.stdout + done.stderr)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(
+        self,
+        *arguments: str,
+        environment: Mapping[str, str] = os.environ,
+        file_size: int | None = None,
+    ) -> Program:
         """Start the program as a process of its own, and do not wait for its end."""
-        return subprocess.Popen(
-            [*PROCESS, "--home", str(self.home), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        words = ["--home", str(self.home), *arguments]
+        return Program(*words, environment=environment, file_size=file_size)
 
-    def ended(self, process: subprocess.Popen[str]) -> Outcome:
+    def ended(self, process: Program) -> Outcome:
         """Wait for the end of a process that was started."""
         stdout, stderr = process.communicate(timeout=HUNG)
         self.check_secrets(stdout + stderr)
@@ -282,7 +287,7 @@ class Lab:
             assert not any(secret in each for each in texts)
 
 
-def wait_until(is_time: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until(is_time: Callable[[], bool], process: Program) -> None:
     """Wait until it is time to do something to a process that runs."""
     while not is_time():
         assert process.poll() is None

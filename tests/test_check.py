@@ -814,7 +814,7 @@ def test_a_package_that_is_too_old_is_named(well: Lab, tmp_path: pathlib.Path) -
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: click\nVersion: 8.0\n")
     environment = {"PYTHONPATH": str(tmp_path)}
-    outcome = well.spawn("check", "--offline", "--json", environment=environment)
+    outcome = well.fresh("check", "--offline", "--json", environment=environment)
     assert outcome.exit_code == 1
     (found,) = [each for each in outcome.document()["checks"] if each["status"] == "fail"]
     assert found["message"] == "click 8.0 is older than 8.1.6, which is needed"

@@ -171,10 +171,10 @@ def test_a_signal_ends_the_question(
 def test_from_cron(lab: Lab) -> None:
     """No environment, another folder, no terminal: works, and is silent when nothing changed."""
     lab.write_profile()
-    first = lab.spawn("run")
+    first = lab.fresh("run")
     assert (first.exit_code, first.stderr) == (0, "")
     assert first.stdout.startswith("www: enrolled, ")
-    second = lab.spawn("run")
+    second = lab.fresh("run")
     assert (second.exit_code, second.text) == (0, "")
 
 

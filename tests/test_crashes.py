@@ -16,13 +16,11 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from conftest import PROCESS, PROGRAM, Document, Lab, Outcome
+from conftest import Document, Lab, Outcome
 from simulators.netscaler import NetScaler, Variant
 from simulators.scm import Order, Scm
 from simulators.server import Fault, HttpsServer, Request, Response
@@ -554,30 +552,6 @@ def test_every_request_of_a_rarer_run_goes_wrong(name: str, tmp_path: pathlib.Pa
 # A process that dies
 
 
-CRAMPED = """import resource, runpy, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
-del sys.argv[:2]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def start(
-    lab: Lab, limit: int | None = None, command: Sequence[str] = ("run",)
-) -> subprocess.Popen[str]:
-    """Start a run as a process of its own; ``limit``: no file of it can grow beyond."""
-    program = PROCESS
-    if limit is not None:
-        program = (sys.executable, "-c", CRAMPED, str(limit), str(PROGRAM))
-    return subprocess.Popen(
-        [*program, "--home", str(lab.home), *command, "--json"],
-        env={},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @contextlib.contextmanager
 def at_request(
     server: HttpsServer, number: int, moment: str, act: Callable[[], None]
@@ -599,7 +573,7 @@ def at_request(
 def try_kill(trial: Trial, point: Point, moment: str) -> None:
     """Kill the process around the work of a request, recover, and check everything."""
     server, number = trial.server_of(point), trial.number_of(point)
-    process = start(trial.lab)
+    process = trial.lab.start("run", "--json", environment={})
 
     def kill() -> None:
         process.kill()
@@ -658,7 +632,7 @@ def recover_from_full(trial: Trial, outcome: Outcome) -> None:
 
 def try_full_disk(trial: Trial, point: Point, _: str) -> None:
     """From before a request on, nothing can be written any more."""
-    process = start(trial.lab)
+    process = trial.lab.start("run", "--json", environment={})
 
     def fill() -> None:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
@@ -695,7 +669,8 @@ def learn_sizes(lab: Lab) -> list[int]:
 
 
 def try_small_disk(trial: Trial, limit: int) -> None:
-    recover_from_full(trial, trial.lab.ended(start(trial.lab, limit)))
+    process = trial.lab.start("run", "--json", environment={}, file_size=limit)
+    recover_from_full(trial, trial.lab.ended(process))
 
 
 def run_sizes(name: str, folder: pathlib.Path) -> None:
@@ -795,7 +770,7 @@ def is_done(lab: Lab, order: Order | None) -> bool:
 def try_again(trial: Trial, point: Point, command: Sequence[str], moment: str) -> None:
     """Kill the command around the work of a request, and give it again as it was."""
     lab = trial.lab
-    process = start(lab, command=command)
+    process = lab.start(*command, "--json", environment={})
 
     def kill() -> None:
         process.kill()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
-import os
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -16,6 +14,7 @@ import time_machine
 from conftest import PASSWORD, Document, Lab
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from forked import Program
 from simulators import HUNG
 from simulators.netscaler import NetScaler
 from simulators.scm import scm_error
@@ -344,7 +343,7 @@ class Killer:
     """
 
     def __init__(self, lab: Lab, every: int) -> None:
-        self.process: subprocess.Popen[str] | None = None
+        self.process: Program | None = None
         self.kills = 0
         self._lab = lab
         self._every = every
@@ -359,11 +358,10 @@ class Killer:
             if process and self._writes >= self._every and process.poll() is None:
                 self._try_to_kill(process)
 
-    def _try_to_kill(self, process: subprocess.Popen[str]) -> None:
-        os.kill(process.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # all its threads
+    def _try_to_kill(self, process: Program) -> None:
+        process.pause()
         if set(self._unknown()) - set(self._placed()):
-            os.kill(process.pid, signal.SIGCONT)
+            process.send_signal(signal.SIGCONT)
             return
         process.kill()
         self.process, self._writes = None, 0

@@ -377,7 +377,7 @@ def test_what_nobody_expected_is_told_like_any_other_error(
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise RuntimeError('a surprise')\n")
     environment = {"PYTHONPATH": str(broken.parent)}
-    outcome = lab.spawn(*command, "--json", environment=environment)
+    outcome = lab.fresh(*command, "--json", environment=environment)
     assert (outcome.exit_code, outcome.stderr) == (1, "")
     (error,) = outcome.document()["errors"]
     assert error["kind"] == "state"
