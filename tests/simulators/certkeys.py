@@ -112,6 +112,15 @@ def read_pair(
         raise NitroError(1536) from None
 
 
+@functools.lru_cache(1000)  # what is presented is looked at before and after every request
+def _is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
 @dataclasses.dataclass(frozen=True)
 class CertKey:
     """A certificate in the configuration; ``cert`` and ``key`` are the file names as given."""
@@ -177,11 +186,7 @@ class CertKey:
             return False
 
     def issued_by(self, issuer: CertKey) -> bool:
-        try:
-            self.certificate.verify_directly_issued_by(issuer.certificate)
-        except (ValueError, TypeError, InvalidSignature):
-            return False
-        return issuer.is_ca
+        return _is_issued_by(self.certificate, issuer.certificate) and issuer.is_ca
 
 
 @dataclasses.dataclass(frozen=True)
