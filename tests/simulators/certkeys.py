@@ -69,6 +69,7 @@ def public_key(holder: PrivateKey | x509.Certificate) -> PublicKey:
     return key
 
 
+@functools.lru_cache(100)  # to load an RSA key is to check it
 def load_key(pem: bytes, code: int, passphrase: str = "") -> PrivateKey:
     try:
         key = serialization.load_pem_private_key(pem, passphrase.encode() or None)
