@@ -24,10 +24,10 @@ The file reads bottom-up: a name is defined before it is used.
 11. Store              state/: records, what the last commands saw, lock, agreement
 12. Files on disk      YAML files, what they refer to, and the programs that they name
 13. Appliance as seen  what an appliance holds, read once and kept in step; what it presents
-14. Ordering           a key, a CSR, an order, a certificate: what may cost money
+14. Ordering           a key and a CSR; an order and its certificate: what may cost money
 15. Installing         upload, install, link, bind, verify: what touches what is served
 16. Work               one profile: recall, observe, decide, advance, report
-17. Passes             two passes over the profiles of an appliance; all appliances
+17. Passes             the profiles of an appliance, SCM asked beside them; all appliances
 18. Report             lines, JSON, exit code
 19. Status             what the last commands saw: levels, table, page, metrics, a monitor's line
 20. Notification       who is told what: program, mail, ping, metrics file
@@ -5132,6 +5132,8 @@ class ScmClient:
         self._context = context
         proxy = functools.partial(proxy_to, configured=config.proxy)
         self._lock = threading.Lock()  # held while it is looked for the path
+        self._first = threading.Lock()  # held by who asks before SCM is known to answer
+        self._answers = False
         self._transport = Transport("SCM", config.tls, config.timeout, context, proxy)
 
     def log_in(self) -> None:
@@ -5160,11 +5162,23 @@ class ScmClient:
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
     ) -> Answer:
         tried = self._path
-        answer = self._authorized(method, tried + path, headers, body)
+        with self._in_turn():
+            answer = self._authorized(method, tried + path, headers, body)
         nowhere = answer.status == 404 and _code(answer.json(), "code") is None
         if nowhere and self._has_moved(tried):
             return self._authorized(method, self._path + path, headers, body)
         return answer
+
+    @contextlib.contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Let one thread ask alone until SCM has answered: one that is down costs one round."""
+        if not self._answers:
+            with self._first:
+                if not self._answers:
+                    yield
+                    self._answers = True
+                    return
+        yield
 
     def _has_moved(self, tried: str) -> bool:
         """Look, once, under which path the API is; tell whether it is another one."""
@@ -7259,17 +7273,15 @@ class Inquiry:
         self._pace = pace
         self._haste = _JITTER.uniform(0.8, 1)
         self._is_new = False  # what SCM takes for it is not known otherwise
-        self._since = self._before = self._age = 0.0
+        self.since = self._before = self._age = 0.0
 
     def begin(self, *, is_new: bool) -> None:
         """Count its age from now on; ``is_new``: it was placed just now."""
-        self._since, self._is_new = time.monotonic(), is_new
+        self.since, self._is_new = time.monotonic(), is_new
 
     def ask(self) -> None:
-        if not self._since:
-            self.begin(is_new=False)
         self.number += 1
-        self._before, self._age = self._age, time.monotonic() - self._since
+        self._before, self._age = self._age, time.monotonic() - self.since
 
     def answered(self, *, is_there: bool) -> None:
         if self._is_new:
@@ -7279,7 +7291,7 @@ class Inquiry:
         """Return when the next one is due, by the monotonic clock; the first one is at once."""
         if not self.number:
             return 0.0
-        return self._since + self._pace.next(self._age, self._haste)
+        return self.since + self._pace.next(self._age, self._haste)
 
 
 class Progress(Protocol):
@@ -7305,6 +7317,15 @@ class Run:
     owner: Callable[[Appliance, str], str]  # the profile that manages a certkey, or nothing
     warn: Callable[[str, str], None]  # of what belongs to no profile: what is wrong, and why
     pace: Pace = dataclasses.field(default_factory=Pace)
+    turns: threading.Semaphore = dataclasses.field(
+        default_factory=functools.partial(threading.Semaphore, CONNECTIONS)
+    )
+
+    def in_turn(self, errand: Callable[[], T]) -> T:
+        """Ask SCM when there is a place: of what waits for one nothing is on record as sent."""
+        with self.turns:
+            self.context.interrupt.check()
+            return errand()
 
 
 class Memory:
@@ -7425,11 +7446,16 @@ def _check_sni_name(profile: Profile, leaf: Certificate) -> None:
         raise AgentError("mismatch", f"{text}: {way}")
 
 
-class Ordering:
-    """From a key to an issued certificate: what may cost money, and is asked for once.
+def _ways_on(name: str) -> str:
+    """Say what to do about a profile's record that is older than what it has ordered."""
+    force = f"citrixagent.py enroll --force {shlex.quote(name)}"
+    return f"put the newest state/profile-{name}.json back, or order all the same with {force}"
 
-    A step can be done again at any time: it looks at what is there before it acts, and what a next
-    run must know is on record before the appliance or SCM is asked for what cannot be undone.
+
+class KeyMaker:
+    """From nothing to a CSR: what an order needs of the appliance, made under nobody else's names.
+
+    A step can be done again at any time: it looks at what is there before it acts.
     """
 
     def __init__(self, job: Job) -> None:
@@ -7437,12 +7463,7 @@ class Ordering:
         self._job = job
         self._view = job.view
         self._memory = job.memory
-        self._result = job.result
-        self._scm = job.run.scm
-        self._inquiry = Inquiry(job.run.pace)
-        self._waits_for = "being issued by the CA"
         self.resumes = False  # the change was begun by an earlier run
-        self.named: str | None = None  # the id that the operator says the order has
 
     @property
     def _record(self) -> Record:
@@ -7497,26 +7518,12 @@ class Ordering:
         order = dataclasses.replace(self._order, action=action, before=self._before(), note=note)
         return dataclasses.replace(change, outcome=plan.outcome, reason=plan.reason, order=order)
 
-    def look_for_order(self) -> None:
-        """Learn what became of an order whose reply was lost, where SCM can be asked."""
-        change = self._record.change
-        if not (change and change.order and change.order.sent) or change.new.cert_id:
-            return
-        known = [each.cert_id for each in self._record.generations if each.cert_id]
-        with contextlib.suppress(UnknownOutcomeError):
-            found = self._scm.find(self._profile, change, known)
-            self._memory.keep(place_order(self._record, found))
-
-    def prepare(self, plan: Plan) -> None:
-        """Look, before anything is made for an order, at what would stop or double it."""
-        if plan.action is None:
-            return
-        if not self._job.run.dry_run:
-            self._prepare_scm()
+    def check_appliance(self, plan: Plan) -> None:
+        """Look, before anything is made for an order, at what would double it or waste it."""
         if plan.resumes:
             self._check_key()
         elif not self._job.run.intent.force:
-            self._check_record()
+            self._check_keys()
 
     def _check_key(self) -> None:
         """Give up a change that was not sent where its key is not on this node; AgentError then.
@@ -7529,30 +7536,16 @@ class Ordering:
             text = f"{self._view.client.host}: the key {new.key_file} is not there"
             raise AgentError("appliance", f"{text}: the next run makes a new one")
 
-    def _prepare_scm(self) -> None:
-        for warning in self._scm.prepare(self._profile):
-            if warning not in self._result.warnings:
-                self._result.warnings.append(warning)
-
-    def _check_record(self) -> None:
+    def _check_keys(self) -> None:
         """Refuse to order from a record that is older than what it has ordered; AgentError (state).
 
         It was put back from a backup, or lost, if a key of this certkey is newer than all that it
-        knows, or if SCM has an order that waits for the name and is not on record.
+        knows.
         """
-        profile, name = self._profile, self._profile.name
-        way = f"put the newest state/profile-{name}.json back, or order all the same with "
-        way += f"citrixagent.py enroll --force {shlex.quote(name)}"
-        if key_file := _newer_key(self._record, profile, self._view):
+        if key_file := _newer_key(self._record, self._profile, self._view):
             text = f"{key_file} on {self._view.client.host} was made for an order that is not on"
-            raise AgentError("state", f"{text} record: the record is old or was lost: {way}")
-        if self._job.run.dry_run:  # which logs in to SCM, once for all
-            return
-        known = [each.cert_id for each in self._record.known if each.cert_id]
-        if waiting := self._scm.waiting(profile, known):
-            text = f"SCM has orders for {profile.subject.common_name} that wait and are not on"
-            ids = ", ".join(waiting)
-            raise AgentError("state", f"{text} record: {ids}: decline them in SCM, or {way}")
+            why = "the record is old or was lost"
+            raise AgentError("state", f"{text} record: {why}: {_ways_on(self._profile.name)}")
 
     def create_key(self) -> None:
         """Have a key made; a file of that name that somebody else has is left alone."""
@@ -7582,11 +7575,8 @@ class Ordering:
         self._memory.keep(ordering(renamed, csr_file=f"{stem}.csr"))
 
     def create_csr(self) -> None:
-        key_file, csr_file, client = (
-            self._change.new.key_file,
-            self._order.csr_file,
-            self._job.client,
-        )
+        key_file, csr_file = self._change.new.key_file, self._order.csr_file
+        client = self._job.client
         try:
             client.create_csr(csr_file, key_file, self._profile)
         except NitroError as error:
@@ -7617,10 +7607,76 @@ class Ordering:
             self._memory.keep(give_up(self._record, made))
         raise error
 
-    def order(self) -> None:
-        """Place the order; what SCM cannot renew or replace is enrolled."""
-        if self._job.client.is_pair:  # a key that is paid for must not be on one node only
+    def share_key(self) -> None:
+        """Have the other node of a pair get the key: what is paid for must not be on one only."""
+        if self._job.client.is_pair:
             self._job.sync()
+
+
+class Ordering:
+    """From a CSR to an issued certificate: what may cost money, and is asked for once.
+
+    A step can be done again at any time: what a next run must know is on record before SCM is asked
+    for what cannot be undone. Nothing here touches the appliance, or what was seen of it: it may be
+    done in another thread than what does.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._profile = job.profile
+        self._run = job.run
+        self._memory = job.memory
+        self._result = job.result
+        self._scm = job.run.scm
+        self._inquiry = Inquiry(job.run.pace)
+        self._waits_for = "being issued by the CA"
+        self.named: str | None = None  # the id that the operator says the order has
+        self.is_last = False  # the question that is asked, of this run
+
+    @property
+    def _record(self) -> Record:
+        return self._memory.record
+
+    @property
+    def _change(self) -> Change:
+        return open_change(self._record)
+
+    @property
+    def _order(self) -> Order:
+        return ordered(self._change)
+
+    def look_for_order(self) -> None:
+        """Learn what became of an order whose reply was lost, where SCM can be asked."""
+        change = self._record.change
+        if not (change and change.order and change.order.sent) or change.new.cert_id:
+            return
+        known = [each.cert_id for each in self._record.generations if each.cert_id]
+        with contextlib.suppress(UnknownOutcomeError):
+            found = self._scm.find(self._profile, change, known)
+            self._memory.keep(place_order(self._record, found))
+
+    def check_scm(self, plan: Plan) -> bool:
+        """Ask, before anything is made for an order, for what would stop or double it."""
+        self._prepare_scm()
+        if not (plan.resumes or self._run.intent.force):
+            self._check_waiting()
+        return True
+
+    def _prepare_scm(self) -> None:
+        for warning in self._scm.prepare(self._profile):
+            if warning not in self._result.warnings:
+                self._result.warnings.append(warning)
+
+    def _check_waiting(self) -> None:
+        """Refuse to order from a record that lacks an order that waits for the name at SCM."""
+        known = [each.cert_id for each in self._record.known if each.cert_id]
+        if waiting := self._scm.waiting(self._profile, known):
+            name, ids = self._profile.subject.common_name, ", ".join(waiting)
+            text = f"SCM has orders for {name} that wait and are not on record: {ids}"
+            way = f"decline them in SCM, or {_ways_on(self._profile.name)}"
+            raise AgentError("state", f"{text}: {way}")
+
+    def order(self) -> bool:
+        """Place the order; what SCM cannot renew or replace is enrolled."""
         try:
             cert_id = self._send()
         except NotOfferedError as error:
@@ -7639,6 +7695,7 @@ class Ordering:
             quoted = shlex.quote(self._profile.name)
             text += f", then run citrixagent.py enroll --cert-id {cert_id} {quoted}"
             raise AgentError("state", text) from None
+        return True
 
     def _send(self) -> str:
         """Send the order; what is on disk before and after tells the next run what may exist."""
@@ -7655,21 +7712,42 @@ class Ordering:
     def _unknown(self) -> str:
         return unknown_outcome_text(self._profile.name, self._change)
 
+    def wait(self) -> None:
+        """Begin to wait for the certificate of an order that an earlier run placed."""
+        self._inquiry.begin(is_new=False)
+
+    def waits_until(self) -> float:
+        """Return when this run gives up, by the monotonic clock."""
+        wait = self._profile.enrollment.max_wait if self._run.wait is None else self._run.wait
+        return self._inquiry.since + wait
+
     def asks_at(self) -> float:
-        """Return when to ask next whether the certificate is there, by the monotonic clock."""
-        return max(self._inquiry.next_at(), self.left_alone_until)
+        """Return when to ask for the certificate next, by the monotonic clock.
+
+        For the last time, before it gives up, that is at once.
+        """
+        if self._gives_up():
+            return 0.0
+        return min(max(self._inquiry.next_at(), self._left_alone_until), self.waits_until())
+
+    def _gives_up(self) -> bool:
+        """Tell whether it waited long enough, or may not ask again before it would have."""
+        return max(time.monotonic(), self._left_alone_until) >= self.waits_until()
 
     @property
-    def left_alone_until(self) -> float:
+    def _left_alone_until(self) -> float:
         return self._scm.left_alone_until(self.cert_id)
 
     def collect(self) -> bool:
-        """Ask once whether the certificate is there, and keep it if so."""
+        """Ask once for the certificate, and keep it; for the last time, ask at least why not."""
+        self.is_last = self._gives_up()
         self._inquiry.ask()
         with coming_again():
             answer = self._ask()
         self._inquiry.answered(is_there=answer is not None)
         if answer is None:
+            if self.is_last:
+                self._learn_why()
             return False
         chain = check_issued(answer, self._order.csr or "", self._profile.names, utc_now())
         _check_sni_name(self._profile, chain[0])
@@ -7686,9 +7764,9 @@ class Ordering:
             self._memory.keep(adopt(self._record, cert_id, iso(utc_now())))
         return answer
 
-    def learn_why(self) -> None:
+    def _learn_why(self) -> None:
         """Learn what the order waits for, where this run did not ask for that."""
-        if self._inquiry.number < _STATUS_FIRST and self.left_alone_until <= time.monotonic():
+        if self._inquiry.number < _STATUS_FIRST and self._left_alone_until <= time.monotonic():
             with coming_again():
                 self._is_under_way(self.cert_id)
 
@@ -7752,7 +7830,7 @@ class Ordering:
         self._waits_for = _STATUS_TEXTS.get(status, f"SCM says {status.lower()}")
         if status in _TURNED_DOWN:
             text = f"order {cert_id} was {status.lower()} in SCM" + (f": {words}" if words else "")
-            refused = self._job.run.context.redactor.hide(text)
+            refused = self._run.context.redactor.hide(text)
             self._memory.keep(ordering(self._record, refused=refused))
             remedy = (
                 f"once it can succeed, run citrixagent.py enroll {shlex.quote(self._profile.name)}"
@@ -7766,7 +7844,7 @@ class Ordering:
         is_own = (self.named or new.cert_id) == new.cert_id is not None
         if not is_own or error.kind not in {"mismatch", "rejected", "appliance"}:
             return error
-        message = self._job.run.context.redactor.hide(error.message)
+        message = self._run.context.redactor.hide(error.message)
         failed = fail(self._record, message, file_missing=file_missing, key_lost=key_lost)
         self._memory.try_to_keep(failed)
         if not _may_end_differently(error, key_lost=key_lost):
@@ -8332,6 +8410,77 @@ def _is_revoked(cert_id: str, run: Run, result: Result) -> bool:
         return False
 
 
+def managed_id(record: Record, certificate: Certificate | None) -> str | None:
+    """Return the id at SCM of a certificate, where it is what was installed last."""
+    installed = record.installed
+    if installed and certificate and installed.serial == certificate.serial:
+        return installed.cert_id
+    return None
+
+
+class Observer:
+    """How a profile stands: what the decision is made from."""
+
+    def __init__(self, job: Job, installer: Installer) -> None:
+        self._profile = job.profile
+        self._view = job.view
+        self._memory = job.memory
+        self._run = job.run
+        self._installer = installer
+
+    def observe(self) -> Observed:
+        certificate = self._installed_certificate()
+        record, binder = self._memory.record, self._installer.binder
+        unbound = [*(s.name for s in binder.unbound()), *(e.virtual_server for e in binder.left())]
+        change = record.change
+        is_issued = change is not None and change.order is not None and bool(change.new.pem)
+        return Observed(
+            now=utc_now(),
+            record=record,
+            certificate=certificate,
+            linked=self._installer.is_linked(),
+            unbound=tuple(unbound),
+            taken=tuple(self._owned(each) for each in binder.taken(certificate)),
+            elsewhere=self._view.elsewhere(self._profile),
+            issued=self._installer.chain()[0] if is_issued else None,
+            previous=self._previous_certificate(),
+        )
+
+    def _installed_certificate(self) -> Certificate | None:
+        """Return what the certkey holds: from the records where they know it, else read once."""
+        row = self._view.certkeys.get(self._profile.certkey)
+        if row is None:
+            return None
+        if known := known_certificate(self._memory.record, row):
+            return known
+        certificate = read_installed(self._view, row)
+        if certificate.pem:
+            self._memory.keep(dataclasses.replace(self._memory.record, found=certificate.pem))
+        return certificate
+
+    def _previous_certificate(self) -> Certificate | None:
+        previous = self._memory.record.previous
+        if previous and self._run.intent.command == "rollback":
+            with contextlib.suppress(ValueError):
+                return leaf_of(previous)
+        return None
+
+    def _owned(self, taken: Taken) -> Taken:
+        """Say which profile manages the certkey that holds a place, if one does."""
+        owner = self._run.owner(self._profile.appliance, taken.certkey)
+        return dataclasses.replace(taken, owner=owner)
+
+
+def _who_tries_again(profile: str, record: Record, intent: Intent) -> str:
+    """Say how it goes on after a failure that passes: a run asks for what is due, no more."""
+    change = record.change
+    is_sent = change and change.order and change.order.sent
+    if intent.command == "run" or is_sent:
+        return "the next run tries again"
+    force = " --force" if intent.force else ""
+    return f"run citrixagent.py {intent.command}{force} {profile} again"
+
+
 class Work:
     """One profile on its way through the pipeline: recall, observe, decide, advance, report."""
 
@@ -8345,8 +8494,10 @@ class Work:
         self._run = run
         self._memory = Memory(profile.name, run)
         self._job = Job(profile, view, self._memory, self.result, run)
-        self._ordering = Ordering(self._job)
+        self._key_maker = KeyMaker(self._job)
+        self.ordering = Ordering(self._job)
         self._installer = Installer(self._job)
+        self._observer = Observer(self._job, self._installer)
         self._seen: Observed | None = None
         self._plan: Plan | None = None
         self._is_begun = False
@@ -8360,10 +8511,6 @@ class Work:
     def _record(self) -> Record:
         return self._memory.record
 
-    @property
-    def _is_rollback(self) -> bool:
-        return self._run.intent.command == "rollback"
-
     # Planning
 
     def recall(self) -> None:
@@ -8376,34 +8523,20 @@ class Work:
         """See how the profile stands."""
         self.result.appliance = self._view.client.host
         self._close_change()
-        self._ordering.look_for_order()
-        certificate = self._held = self._installed_certificate()
-        managed = self._managed_id(certificate)
-        change = self._record.change
+        self.ordering.look_for_order()
+        self._seen = self._observer.observe()
+        self._held, change = self._seen.certificate, self._record.change
+        managed = managed_id(self._record, self._held)
         self.result.cert_id = (change.new.cert_id if change else None) or managed
-        if certificate:
-            self.result.show(certificate)
-        binder = self._installer.binder
-        unbound = [*(s.name for s in binder.unbound()), *(e.virtual_server for e in binder.left())]
-        is_issued = change is not None and change.order is not None and bool(change.new.pem)
-        self._seen = Observed(
-            now=utc_now(),
-            record=self._record,
-            certificate=certificate,
-            linked=self._installer.is_linked(),
-            unbound=tuple(unbound),
-            taken=tuple(self._owned(each) for each in binder.taken(certificate)),
-            elsewhere=self._view.elsewhere(self.profile),
-            issued=self._installer.chain()[0] if is_issued else None,
-            previous=self._previous_certificate(),
-        )
+        if self._held:
+            self.result.show(self._held)
 
     @property
     def in_question(self) -> str | None:
         """The id of what is installed, where SCM is to be asked whether it was revoked."""
         order = self._record.change.order if self._record.change else None
         asks = self._run.config.check_revocation and self._run.intent.command in {"run", "enroll"}
-        return self._managed_id(self._held) if asks and not (order and order.sent) else None
+        return managed_id(self._record, self._held) if asks and not (order and order.sent) else None
 
     def ask_if_revoked(self) -> None:
         """Ask SCM, in any thread, whether what is installed was revoked."""
@@ -8423,7 +8556,8 @@ class Work:
         level = logging.INFO if steps else logging.DEBUG
         log.log(level, "%s: decided: %s: %s", self.profile.name, plan.outcome, plan.reason)
         if steps:
-            Lookout(self._job).look(seen, steps, is_rollback=self._is_rollback)
+            is_rollback = self._run.intent.command == "rollback"
+            Lookout(self._job).look(seen, steps, is_rollback=is_rollback)
         if seen.revoked and seen.certificate:
             self._revoked = seen.certificate.serial
         held = self._record.installed if _is_installed(seen) else None
@@ -8442,16 +8576,23 @@ class Work:
         if self._held is None or not lapses(self._held, utc_now()):
             self.fail(AgentError("state", fuse))
 
-    def begin(self) -> None:
-        """Take up what was decided; a dry run tells it."""
-        if self._plan is None:
-            return
-        self._ordering.prepare(self._plan)
-        steps = self._plan.steps(self.profile)
+    def prepare(self) -> None:
+        """Look at what would double an order; what needs nothing of SCM first is taken up."""
+        plan = self._plan
+        if plan and plan.action:
+            self._key_maker.check_appliance(plan)
+        if plan and not (plan.action and not self._run.dry_run):
+            self._take_up(plan)
+
+    def _take_up(self, plan: Plan) -> None:
+        """Begin what was decided; a dry run tells it."""
+        steps = plan.steps(self.profile)
         self._is_begun = True
         if not self._run.dry_run:
-            self._begin(self._plan)
+            self._begin(plan)
             self._todo = list(steps)
+            if self.waits:
+                self.ordering.wait()
         elif steps:
             self.result.outcome = "planned"
             self.result.steps = [step.value for step in steps]
@@ -8470,7 +8611,7 @@ class Work:
             self._resume(record, record.change, plan)
         elif plan.action:
             # At once: the new change may be all that is known of the old one.
-            self._memory.keep(begin(record, self._ordering.new_change(plan, plan.action)))
+            self._memory.keep(begin(record, self._key_maker.new_change(plan, plan.action)))
             self._job.delete_litter()
         elif plan.restores:
             rollback = Change(plan.outcome, plan.reason, iso(utc_now()), plan.restores)
@@ -8483,69 +8624,81 @@ class Work:
 
     def _resume(self, record: Record, change: Change, plan: Plan) -> None:
         """Go on with the open change; consent that the operator gives now is kept."""
-        self._ordering.resumes, self._ordering.named = True, plan.cert_id
+        self._key_maker.resumes, self.ordering.named = True, plan.cert_id
         if plan.action:
-            change = self._ordering.take_up(plan, plan.action)
+            change = self._key_maker.take_up(plan, plan.action)
         change = dataclasses.replace(
             change, take_over=change.take_over or self._run.intent.take_over
         )
         if change != record.change:
             self._memory.keep(dataclasses.replace(record, change=change))
 
-    def _previous_certificate(self) -> Certificate | None:
-        previous = self._record.previous
-        if previous and self._is_rollback:
-            with contextlib.suppress(ValueError):
-                return leaf_of(previous)
-        return None
-
-    def _owned(self, taken: Taken) -> Taken:
-        """Say which profile manages the certkey that holds a place, if one does."""
-        owner = self._run.owner(self.profile.appliance, taken.certkey)
-        return dataclasses.replace(taken, owner=owner)
-
-    def _managed_id(self, certificate: Certificate | None) -> str | None:
-        installed = self._record.installed
-        if installed and certificate and installed.serial == certificate.serial:
-            return installed.cert_id
-        return None
-
-    def _installed_certificate(self) -> Certificate | None:
-        """Return what the certkey holds: from the records where they know it, else read once."""
-        row = self._view.certkeys.get(self.profile.certkey)
-        if row is None:
-            return None
-        if known := known_certificate(self._record, row):
-            return known
-        certificate = read_installed(self._view, row)
-        if certificate.pem:
-            self._memory.keep(dataclasses.replace(self._record, found=certificate.pem))
-        return certificate
-
     # Doing
+
+    @property
+    def step(self) -> Step | None:
+        """The next step; None before it is begun, and where none is left or one failed."""
+        return self._todo[0] if self._todo and not self.has_failed else None
+
+    @property
+    def acts(self) -> bool:
+        """Whether the next step before the save is one at the appliance."""
+        return self.step not in {None, Step.ORDER, Step.COLLECT, Step.SAVE, Step.VERIFY}
 
     @property
     def waits(self) -> bool:
         """Whether an order is placed and its certificate not there yet."""
-        return self._todo[:1] == [Step.COLLECT] and not self.has_failed
+        return self.step is Step.COLLECT
 
     @property
-    def max_wait(self) -> int:
-        return self.profile.enrollment.max_wait if self._run.wait is None else self._run.wait
+    def _is_planned(self) -> bool:
+        """Whether it is decided what to do, and not begun."""
+        return self._plan is not None and not (self._is_begun or self.has_failed)
 
-    def asks_at(self, start: float) -> float:
-        """Return when to ask for the certificate next, of a waiting that began then.
+    @property
+    def is_open(self) -> bool:
+        """Whether something is left before the save."""
+        return self._is_planned or self.step not in {None, Step.SAVE, Step.VERIFY}
 
-        For the last time, before it gives up, that is at once.
-        """
-        if self.gives_up(start):
-            return start
-        return min(self._ordering.asks_at(), start + self.max_wait)
+    @property
+    def asks(self) -> bool:
+        """Whether SCM is to be asked for something now."""
+        if self.waits:
+            return self.ordering.asks_at() <= time.monotonic()
+        return self._is_planned or self.step is Step.ORDER
 
-    def gives_up(self, start: float) -> bool:
-        """Tell whether it waited long enough, or may not ask again before it would have."""
-        end = start + self.max_wait
-        return max(time.monotonic(), self._ordering.left_alone_until) >= end
+    def errand(self) -> Callable[[], bool]:
+        """Return what asks SCM, in any thread; what comes of it is for ``hear``."""
+        if self.waits:
+            return self.ordering.collect
+        doing = self.step.value if self.step else "check"
+        self._run.progress(f"SCM: {self.profile.name}: {doing}", self._run.config.timeout)
+        if self._plan and self._is_planned:
+            return functools.partial(self.ordering.check_scm, self._plan)
+        self._key_maker.share_key()
+        return self.ordering.order
+
+    def hear(self, answer: Callable[[], bool]) -> None:
+        """Go on with what an errand returned or raised, which ``answer`` does."""
+        if self.waits:
+            self._hear_of_certificate(answer)
+        elif answer() and self._is_begun:
+            self._did(Step.ORDER)
+        elif self._plan:
+            self._take_up(self._plan)
+
+    def _hear_of_certificate(self, answer: Callable[[], bool]) -> None:
+        try:
+            is_there = answer()
+        except AgentError as error:
+            if error.kind not in {"unreachable", "unavailable"} or self.ordering.is_last:
+                raise
+            return  # it may pass while there is time to wait
+        if is_there:
+            self._did(Step.COLLECT)
+            self.result.warnings += _lost_usages(self._held, self._installer.chain()[0])
+        elif self.ordering.is_last:
+            self.leave_pending()
 
     @property
     def needs_save(self) -> bool:
@@ -8560,9 +8713,8 @@ class Work:
 
     def _perform(self, step: Step) -> None:
         steps: Mapping[Step, Callable[[], None]] = {
-            Step.CREATE_KEY: self._ordering.create_key,
-            Step.CREATE_CSR: self._ordering.create_csr,
-            Step.ORDER: self._ordering.order,
+            Step.CREATE_KEY: self._key_maker.create_key,
+            Step.CREATE_CSR: self._key_maker.create_csr,
             Step.UPLOAD: self._installer.upload,
             Step.INSTALL: self._installer.install,
             Step.LINK: self._installer.link,
@@ -8588,12 +8740,6 @@ class Work:
         """Return what is to be looked at before the verification, where that is next."""
         return self._installer.looks() if self._todo[:1] == [Step.VERIFY] else []
 
-    def collect(self) -> None:
-        """Ask once whether the certificate is there."""
-        if self._ordering.collect():
-            self._did(Step.COLLECT)
-            self.result.warnings += _lost_usages(self._held, self._installer.chain()[0])
-
     def saved(self) -> None:
         """Take note that the appliance saved its configuration."""
         self._installer.saved()
@@ -8611,25 +8757,17 @@ class Work:
         elif change:
             self._installer.fail_rollback(error)
         if isinstance(error, ScmError) and error.kind == "unavailable":
-            error = AgentError("unavailable", f"{error.message}: {self._who_tries_again()}")
+            who = _who_tries_again(self.profile.name, self._record, self._run.intent)
+            error = AgentError("unavailable", f"{error.message}: {who}")
         self.has_failed = True
         self.result.warnings += self._view.client.take_warnings()
         self.result.fail(error)
-
-    def _who_tries_again(self) -> str:
-        """Say how it goes on after a failure that passes: a run asks for what is due, no more."""
-        intent, change = self._run.intent, self._record.change
-        is_sent = change and change.order and change.order.sent
-        if intent.command == "run" or is_sent:
-            return "the next run tries again"
-        force = " --force" if intent.force else ""
-        return f"run citrixagent.py {intent.command}{force} {self.profile.name} again"
 
     def _fail_order(self, error: AgentError) -> AgentError:
         """Note a failure on record; of a file that is missing after the upload, it is the key."""
         missing = isinstance(error, NitroError) and error.code in _FILE_MISSING
         is_lost = missing and Step.UPLOAD in self._done and not self._view.lacks_files
-        return self._ordering.fail(error, file_missing=missing, key_lost=is_lost)
+        return self.ordering.fail(error, file_missing=missing, key_lost=is_lost)
 
     def interrupt(self) -> None:
         """Report what was not finished when the run was interrupted."""
@@ -8643,17 +8781,12 @@ class Work:
             self.has_failed = True
             self.result.fail(AgentError("state", text))
 
-    def leave(self) -> None:
-        """End the waiting of this run, with what the order waits for."""
-        self._ordering.learn_why()
-        self.leave_pending()
-
     def leave_pending(self) -> None:
         """End the waiting of this run; beside a certificate that ends, that is a failure."""
         self._todo = []
-        self.result.outcome, self.result.reason = "pending", self._ordering.wait_text()
+        self.result.outcome, self.result.reason = "pending", self.ordering.wait_text()
         if self._held and lapses(self._held, utc_now()):
-            text = f"order {self._ordering.cert_id} is still open, {self.result.reason}"
+            text = f"order {self.ordering.cert_id} is still open, {self.result.reason}"
             verb = "ended" if self._held.not_after <= utc_now() else "ends"
             text += f", and what is installed {verb} at {iso(self._held.not_after)}"
             self.has_failed = True
@@ -8680,21 +8813,16 @@ class Work:
             (leaf, *_) = self._installer.chain()
             self.result.outcome = plan.outcome
             self.result.show(leaf)
-            self.result.cert_id = self._managed_id(leaf)
+            self.result.cert_id = managed_id(self._record, leaf)
 
 
 # ----- 17. Passes -----------------------------------------------------------------------------
 
 _JOBS = 32  # appliances handled at the same time
-_OWN_DESCRIPTORS, _DESCRIPTORS_EACH = 40, 6  # open files: of the process, of a thread
-_TOGETHER = (Step.CREATE_CSR, Step.ORDER, Step.INSTALL)  # before these, the others on a pair
-
-
-def _leave(work: Work, trouble: dict[str, AgentError]) -> None:
-    """End the waiting of this run; the next one goes on."""
-    if error := trouble.get(work.profile.name):
-        raise error
-    work.leave()
+_OWN_DESCRIPTORS, _DESCRIPTORS_EACH = 64, 6  # open files: of the process and for SCM, of a thread
+_RANKS = {step: rank for rank, step in enumerate(PIPELINE)}
+# Before these, the profiles of a pair wait for each other.
+_TOGETHER = (Step.CREATE_CSR, Step.ORDER, Step.UPLOAD, Step.INSTALL)
 
 
 def some_of(names: Sequence[str]) -> str:
@@ -8758,8 +8886,28 @@ def _together(tasks: Sequence[Callable[[], None]], at_most: int) -> None:
         done.result()
 
 
+def _beside(task: Callable[[], T]) -> concurrent.futures.Future[T]:
+    """Do a task in a thread of its own, or here, where the system gives no more threads."""
+    future = concurrent.futures.Future[T]()
+    waiting = collections.deque([(future, task)])
+    try:
+        threading.Thread(target=_work_off, args=[waiting]).start()
+    except RuntimeError:
+        _work_off(waiting)
+    return future
+
+
+def _rank(work: Work) -> int:
+    """Return how far a profile is along the pipeline; what is not begun is at its start."""
+    return _RANKS[work.step] if work.step else 0
+
+
 class Crew:
-    """The profiles of one appliance: one session, two passes, one save."""
+    """The profiles of one appliance: one session, whose requests follow each other, one save.
+
+    Beside them runs what SCM is asked for. Of a profile it is always one thread that has it in
+    hand: while it is on an errand nobody else touches it.
+    """
 
     def __init__(self, appliance: Appliance, profiles: Sequence[Profile], run: Run) -> None:
         self.addresses = appliance.addresses
@@ -8768,6 +8916,7 @@ class Crew:
         self._is_over = False  # it was interrupted
         self._view = View(appliance, run.context)
         self._works = [Work(profile, self._view, run) for profile in profiles]
+        self._errands: dict[Work, concurrent.futures.Future[bool]] = {}
         self.results = [work.result for work in self._works]
 
     def recall(self) -> None:
@@ -8823,23 +8972,82 @@ class Crew:
         _together(tasks, CONNECTIONS)
 
     def _act(self) -> None:
-        self._each(self._works, Work.begin)
-        self._advance(self._works, Step.COLLECT, Step.SAVE, Step.VERIFY)
-        self._collect()
+        self._each(self._works, Work.prepare)
+        try:
+            self._make()
+        finally:
+            concurrent.futures.wait(self._errands.values())
+            self._hear()
         self._save()
         self._look_at_servers()
-        self._advance(self._works)
+        self._each(self._works, Work.advance)
         self._each(self._works, Work.finish)
 
-    def _advance(self, works: Sequence[Work], *until: Step) -> None:
-        """Take profiles up to a step; on a pair all make their files before any is synchronized.
+    def _make(self) -> None:
+        """Take profiles up to the save: keys, orders, certificates, installation.
 
-        Elsewhere an order need not wait for the keys of others.
+        Keys come before what is installed, so that SCM has its orders early. On a pair all have
+        their files made before any is synchronized; elsewhere no order waits for others' keys.
         """
-        stops = _TOGETHER if self._view.client.is_pair else ()
-        for number in range(len(stops) + 1):
-            ends = (*stops[number:], *until)
-            self._each(works, operator.methodcaller("advance", *ends))
+        left = self._works
+        while left := [work for work in left if work.is_open]:
+            moving = self._moving(left)
+            self._send(moving)
+            acting = sorted((work for work in moving if work.acts), key=_rank)
+            if acting:
+                self._each(acting if self._view.client.is_pair else acting[:1], self._advance)
+            else:
+                self._pause(left)
+            self._hear()
+
+    def _moving(self, works: Sequence[Work]) -> list[Work]:
+        """Return who can go on now: on a pair nobody who is ahead of others that can."""
+        moving = [each for each in works if each in self._errands or each.acts or each.asks]
+        phases = [sum(_RANKS[stop] <= _rank(work) for stop in self._stops) for work in moving]
+        first = min(phases, default=0)
+        return [work for work, phase in zip(moving, phases, strict=True) if phase == first]
+
+    @property
+    def _stops(self) -> Sequence[Step]:
+        return _TOGETHER if self._view.client.is_pair else ()
+
+    def _advance(self, work: Work) -> None:
+        """Take a profile up to where it needs SCM, waits for others, or all are saved for."""
+        ahead = (stop for stop in self._stops if _RANKS[stop] > _rank(work))
+        work.advance(*ahead, Step.ORDER, Step.COLLECT, Step.SAVE, Step.VERIFY)
+
+    def _send(self, works: Sequence[Work]) -> None:
+        """Have SCM asked beside what is done here."""
+        for work in works:
+            has_room = len(self._errands) < CONNECTIONS
+            if has_room and work not in self._errands and work.asks:
+                self._guarded([work], functools.partial(self._send_one, work))
+
+    def _send_one(self, work: Work) -> None:
+        errand = work.errand()
+        self._errands[work] = _beside(functools.partial(self._run.in_turn, errand))
+
+    def _hear(self) -> None:
+        """Go on with those whose errands have ended."""
+        for work in [work for work, asked in self._errands.items() if asked.done()]:
+            hear = functools.partial(work.hear, self._errands.pop(work).result)
+            with contextlib.suppress(Interrupted):  # that ends the run elsewhere
+                self._guarded([work], hear)
+
+    def _pause(self, works: Sequence[Work]) -> None:
+        """Wait until an errand has ended, or the next one is due."""
+        waiting, now = [work for work in works if work.waits], time.monotonic()
+        if waiting:
+            longest = max(work.ordering.waits_until() for work in waiting) - now
+            self._run.progress(_waiting_text(waiting), longest)
+        due = [work.ordering.asks_at() for work in waiting if work not in self._errands]
+        later = [at - now for at in due if at > now]
+        if self._errands:
+            first = concurrent.futures.FIRST_COMPLETED
+            concurrent.futures.wait(self._errands.values(), min(later, default=None), first)
+            self._run.context.interrupt.check()
+        else:
+            self._run.context.interrupt.wait(min(later, default=0.0))
 
     def _each(self, works: Iterable[Work], do: Callable[[Work], None]) -> None:
         """Do the same with every profile that has not failed; one's failure is nobody else's."""
@@ -8864,37 +9072,6 @@ class Crew:
         for work in works:
             if not work.has_failed:
                 work.fail(failure)
-
-    def _collect(self) -> None:
-        """Ask for each open order when it may be there, and install what arrives."""
-        start = time.monotonic()
-        trouble: dict[str, AgentError] = {}
-        for this in tries(self._run.context.interrupt, itertools.repeat(math.inf)):
-            waiting, now = self._waiting(), time.monotonic()
-            if not waiting:
-                break
-            longest = max(work.max_wait for work in waiting)
-            self._run.progress(_waiting_text(waiting), start + longest - now)
-            over = [work for work in waiting if work.gives_up(start)]
-            due = [work for work in waiting if work.asks_at(start) <= now]
-            self._each(due, lambda work: self._ask(work, trouble))
-            self._advance([work for work in due if not work.waits], Step.SAVE)
-            self._each([work for work in over if work.waits], lambda work: _leave(work, trouble))
-            following = min((work.asks_at(start) for work in self._waiting()), default=0.0)
-            this.at_most = max(0.0, following - time.monotonic())
-
-    def _waiting(self) -> list[Work]:
-        return [work for work in self._works if work.waits]
-
-    @staticmethod
-    def _ask(work: Work, trouble: dict[str, AgentError]) -> None:
-        trouble.pop(work.profile.name, None)
-        try:
-            work.collect()
-        except AgentError as error:
-            if error.kind not in {"unreachable", "unavailable"}:
-                raise
-            trouble[work.profile.name] = error  # it may pass while there is time to wait
 
     def _save(self) -> None:
         """Save once for all, also what a profile that failed has changed."""

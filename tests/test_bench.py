@@ -16,6 +16,6 @@ def test_the_benchmark_starts() -> None:
         text=True,
         check=True,
     )
-    parts = "idle, enroll, unreachable, revocation, estate, lateness, pair, config"
+    parts = "idle, enroll, slow, unreachable, revocation, estate, lateness, pair, config"
     assert parts in " ".join(done.stdout.split())
     assert not done.stderr

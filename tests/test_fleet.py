@@ -10,6 +10,7 @@ import itertools
 import json
 import pathlib
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Literal
 
 import pytest
 import time_machine
-from conftest import PASSWORD, Document, Lab
+from conftest import PASSWORD, Document, Lab, wait_until
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -26,7 +27,7 @@ from simulators.netscaler import NetScaler, Variant, VirtualServer
 from simulators.pair import HaPair
 from simulators.reissue import reissued
 from simulators.scm import Scm, scm_error
-from simulators.server import Fault, Request, Response
+from simulators.server import BareListener, Fault, Request, Response
 from test_faults import failed
 from test_lifecycle import age, leaf, served, use_admin
 from test_run import KINDS, common_names, is_write, key_type
@@ -937,18 +938,19 @@ def test_requests_of_one_renewal(lab: Lab) -> None:
 
 
 def test_one_session_and_one_save_for_several_profiles(lab: Lab) -> None:
-    """All are ordered before the first is asked for, and they are waited for together."""
+    """All keys are made before anything is installed, and certificates are waited for together."""
     write_many(lab, 5)
     lab.scm.issue_delay = 1.5
     assert lab("run").exit_code == 0
     told = calls(lab.appliance)
     for once in ("POST login", "POST logout", "POST nsconfig?action=save", "GET nsconfig"):
         assert told.count(once) == 1
-    places = [call.partition(" ")[0] for call in lab.scm.server.calls()]
-    assert places == ["POST"] * 6 + ["GET"] * (len(places) - 6)
-    assert len(set(lab.scm.server.calls()[6:11])) == 5
-    token, *_ = [call for call in lab.scm.server.calls() if call.endswith("/token")]
-    assert lab.scm.server.calls().count(token) == 1
+    keys = [number for number, call in enumerate(told) if "sslecdsakey" in call]
+    uploads = [number for number, call in enumerate(told) if call == "POST systemfile"]
+    assert len(keys) == 5
+    assert max(keys) < min(uploads)
+    assert sum(call.startswith("POST") for call in lab.scm.server.calls()) == 6
+    assert sum(call.endswith("/token") for call in lab.scm.server.calls()) == 1
 
 
 @dataclasses.dataclass
@@ -1048,6 +1050,102 @@ def test_scm_is_asked_for_many_certificates_at_the_same_time(lab: Lab) -> None:
     outcomes = [each["outcome"] for each in lab.json("run").document()["profiles"]]
     assert sorted(outcomes) == ["enrolled"] + ["unchanged"] * 8
     assert (meeting.came, meeting.most) == (8, 8)
+
+
+def is_order(request: Request) -> bool:
+    return request.method == "POST" and request.path.startswith("/api/")
+
+
+def test_orders_run_beside_each_other_and_beside_the_keys_of_others(lab: Lab) -> None:
+    """The first is sent alone, then eight wait until so many are there: no key waited for them."""
+    write_many(lab, 12)
+    meeting = Meeting(8)
+
+    def before(request: Request) -> None:
+        if is_order(request) and 1 < sum(map(is_order, lab.scm.server.requests)) <= 9:
+            meeting.wait()
+
+    lab.scm.server.before = before
+    assert lab("run").exit_code == 0
+    assert (meeting.came, meeting.most) == (8, 8)
+    assert len({order.leaf for order in lab.scm.orders}) == 12
+
+
+def test_certificates_are_asked_for_together_and_beside_an_installation(lab: Lab) -> None:
+    """The first is installed while eight wait until so many are there and that has begun."""
+    names = write_many(lab, 9)
+    meeting, installs = Meeting(9), threading.Event()
+    lab.scm.approval = "manual"
+    assert lab("run", "--wait", "0").exit_code == 5
+    for order in lab.scm.orders:
+        order.approve()
+    asked = len(lab.scm.server.requests)
+
+    def waits(request: Request) -> None:
+        if request.method == "GET" and any(
+            "GET" in call for call in lab.scm.server.calls(asked)[:-1]
+        ):
+            meeting.wait()
+
+    def installs_one(request: Request) -> None:
+        if (
+            request.method == "POST"
+            and request.path.endswith("/sslcertkey")
+            and not installs.is_set()
+        ):
+            installs.set()
+            meeting.wait()
+
+    lab.scm.server.before, lab.appliance.server.before = waits, installs_one
+    assert lab("run").exit_code == 0
+    assert (meeting.came, meeting.most) == (9, 9)
+    assert lab.appliance.saved
+    assert all(lab.appliance.virtual_servers[name].handshake()[0] for name in names)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_eight_orders_that_are_cut_off_are_all_on_record(lab: Lab, number: int) -> None:
+    """What may have been placed is asked for by nobody again."""
+    lab.write_scm(timeout=600)
+    names = write_many(lab, 10)
+    fault = Fault("stall", stage="body", seconds=600, matches=is_later_order(lab), times=99)
+    lab.scm.server.faults.append(fault)
+    with lab.start("run") as process:
+        wait_until(lambda: fault.times == 99 - 8, process)
+        process.send_signal(number)
+        lab.ended(process)
+    lab.appliance.sessions.clear()  # who is killed does not log out
+    assert fault.times == 99 - 8
+    changes = [lab.record(name)["change"] or {} for name in names]
+    orders = [change.get("order") or {} for change in changes]
+    assert sum(bool(order.get("sent")) for order in orders) == 9
+    lab.scm.server.faults.clear()
+    outcome = lab.json("run")
+    kinds = [(each["error"] or {}).get("kind") for each in outcome.document()["profiles"]]
+    assert sorted(map(str, kinds)) == ["None"] * 2 + ["unknown_outcome"] * 8
+    assert len(lab.scm.orders) == 2
+
+
+@pytest.mark.parametrize("by_login", [False, True])
+def test_an_scm_that_breaks_connections_costs_all_orders_one_round_of_tries(
+    lab: Lab, *, by_login: bool
+) -> None:
+    """Though orders are sent beside each other; the connections are counted."""
+    write_many(lab, 9)
+    if by_login:
+        use_admin(lab, by_login=True)
+    path = lab.home / "scm.yaml"
+    with BareListener("reset") as broken:
+        lab.write("scm.yaml", path.read_text().replace(lab.scm.url, broken.url))
+        outcome = lab.json("run")
+    assert [each["error"]["kind"] for each in outcome.document()["profiles"]] == ["unreachable"] * 9
+    assert broken.connections == 4
+    assert not any(map(is_write, calls(lab.appliance)[1:-1]))  # but for the login and the logout
+
+
+def is_later_order(lab: Lab) -> Callable[[Request], bool]:
+    """Return what tells whether a request is an order, and not the first."""
+    return lambda request: is_order(request) and sum(map(is_order, lab.scm.server.requests)) > 1
 
 
 def test_a_list_of_scm_answers_for_many_certificates(lab: Lab) -> None:

@@ -31,8 +31,8 @@ class Waiting:
 
 
 def wait_for(orders: Sequence[Waiting]) -> None:
-    """Ask for orders as a run does: once all are placed, and each when its time has come."""
-    pace, now = Pace(), orders[-1].placed
+    """Ask for orders as a run does: each when its time has come, one after another."""
+    pace, now = Pace(), 0.0
     waiting = list(orders)
     while waiting:
         order = min(waiting, key=lambda each: each.due(pace))
