@@ -5162,7 +5162,7 @@ class ScmClient:
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
     ) -> Answer:
         tried = self._path
-        with self._in_turn():
+        with self._first_alone():
             answer = self._authorized(method, tried + path, headers, body)
         nowhere = answer.status == 404 and _code(answer.json(), "code") is None
         if nowhere and self._has_moved(tried):
@@ -5170,7 +5170,7 @@ class ScmClient:
         return answer
 
     @contextlib.contextmanager
-    def _in_turn(self) -> Iterator[None]:
+    def _first_alone(self) -> Iterator[None]:
         """Let one thread ask alone until SCM has answered: one that is down costs one round."""
         if not self._answers:
             with self._first:
@@ -8397,10 +8397,10 @@ def _lost_usages(held: Certificate | None, leaf: Certificate) -> Iterator[str]:
         yield f"{text}: see SCM's certificate profile where it is needed"
 
 
-def _is_revoked(cert_id: str, run: Run, result: Result) -> bool:
-    """Ask SCM; that it cannot be asked is a warning, one for all where that is so for all."""
+def _learned(is_revoked: Callable[[], bool], cert_id: str, run: Run, result: Result) -> bool:
+    """Return SCM's answer; that there is none is a warning, one for all where it is so for all."""
     try:
-        return run.revocations.is_revoked(cert_id)
+        return is_revoked()
     except AgentError as error:
         if error.kind in _OF_THE_SERVER:
             run.warn("SCM could not be asked whether certificates were revoked", error.message)
@@ -8532,16 +8532,17 @@ class Work:
             self.result.show(self._held)
 
     @property
-    def in_question(self) -> str | None:
-        """The id of what is installed, where SCM is to be asked whether it was revoked."""
+    def in_question(self) -> str:
+        """The id of what was installed, where SCM is to be asked whether it was revoked."""
         order = self._record.change.order if self._record.change else None
         asks = self._run.config.check_revocation and self._run.intent.command in {"run", "enroll"}
-        return managed_id(self._record, self._held) if asks and not (order and order.sent) else None
+        installed = None if order and order.sent else self._record.installed
+        return installed.cert_id or "" if installed and asks else ""
 
-    def ask_if_revoked(self) -> None:
-        """Ask SCM, in any thread, whether what is installed was revoked."""
-        if self._seen and (cert_id := self.in_question):
-            revoked = _is_revoked(cert_id, self._run, self.result)
+    def learn(self, cert_id: str, is_revoked: Callable[[], bool]) -> None:
+        """Heed what SCM says of a certificate, where that is what is installed."""
+        if self._seen and cert_id == managed_id(self._record, self._held):
+            revoked = _learned(is_revoked, cert_id, self._run, self.result)
             self._seen = dataclasses.replace(self._seen, revoked=revoked)
 
     def plan(self) -> None:
@@ -8835,9 +8836,10 @@ def _waiting_text(waiting: Sequence[Work]) -> str:
     return f"{names}: waiting for {_count(len(waiting), 'certificate')}"
 
 
-def _work_off(
-    waiting: collections.deque[tuple[concurrent.futures.Future[T], Callable[[], T]]],
-) -> None:
+_Waiting: typing.TypeAlias = collections.deque[tuple[concurrent.futures.Future[T], Callable[[], T]]]
+
+
+def _work_off(waiting: _Waiting[T]) -> None:
     while waiting:
         try:
             future, task = waiting.popleft()
@@ -8857,27 +8859,53 @@ def _affordable(threads: int) -> int:
     return max(1, min(threads, (descriptors - _OWN_DESCRIPTORS) // _DESCRIPTORS_EACH))
 
 
-def in_threads(
-    tasks: Sequence[Callable[[], T]], at_most: int
-) -> list[concurrent.futures.Future[T]]:
-    """Do tasks, so many at a time, and return what came of each; this thread does its share.
-
-    Where the system gives no more threads, there are fewer.
-    """
-    futures = [concurrent.futures.Future[T]() for _ in tasks]
-    waiting = collections.deque(zip(futures, tasks, strict=True))
-    threads = list[threading.Thread]()
+def _start_threads(number: int, waiting: _Waiting[T]) -> list[threading.Thread]:
+    """Have so many threads work off what waits; fewer, where the system gives no more."""
+    threads: list[threading.Thread] = []
     try:
-        for _ in range(_affordable(min(at_most, len(tasks))) - 1):
+        for _ in range(number):
             thread = threading.Thread(target=_work_off, args=[waiting])
             thread.start()
             threads.append(thread)
     except RuntimeError:
-        log.warning("this system gives no more threads than %d", len(threads) + 1)
+        log.warning("this system gives no more than %d threads for this", len(threads))
+    return threads
+
+
+def in_threads(
+    tasks: Sequence[Callable[[], T]], at_most: int
+) -> list[concurrent.futures.Future[T]]:
+    """Do tasks, so many at a time, and return what came of each; this thread does its share."""
+    futures = [concurrent.futures.Future[T]() for _ in tasks]
+    waiting = collections.deque(zip(futures, tasks, strict=True))
+    threads = _start_threads(_affordable(min(at_most, len(tasks))) - 1, waiting)
     _work_off(waiting)
     for thread in threads:
         thread.join()
     return futures
+
+
+@contextlib.contextmanager
+def meanwhile(
+    tasks: Sequence[Callable[[], T]], at_most: int
+) -> Iterator[list[concurrent.futures.Future[T]]]:
+    """Do tasks, so many at a time, while something else is done inside; all are done at its end.
+
+    Where that fails, what was not begun is not done.
+    """
+    futures = [concurrent.futures.Future[T]() for _ in tasks]
+    waiting = collections.deque(zip(futures, tasks, strict=True))
+    threads = _start_threads(_affordable(min(at_most, len(tasks))), waiting)
+    try:
+        yield futures
+        if not threads:
+            _work_off(waiting)
+    except BaseException:
+        waiting.clear()
+        raise
+    finally:
+        for thread in threads:
+            thread.join()
 
 
 def _together(tasks: Sequence[Callable[[], None]], at_most: int) -> None:
@@ -8890,9 +8918,7 @@ def _beside(task: Callable[[], T]) -> concurrent.futures.Future[T]:
     """Do a task in a thread of its own, or here, where the system gives no more threads."""
     future = concurrent.futures.Future[T]()
     waiting = collections.deque([(future, task)])
-    try:
-        threading.Thread(target=_work_off, args=[waiting]).start()
-    except RuntimeError:
+    if not _start_threads(1, waiting):
         _work_off(waiting)
     return future
 
@@ -8956,20 +8982,20 @@ class Crew:
 
     def _look(self) -> None:
         self._run.progress(f"{self._view.client.host}: reading", self._view.appliance.timeout)
-        self._view.open()
-        if text := self._view.client.clock_text():
-            self._run.warn(f"{self._view.client.host}: {text}", "set the one that is wrong")
-        self._each(self._works, Work.observe)
-        self._ask_if_revoked()
+        asked = {work: work.in_question for work in self._works if not work.has_failed}
+        asked = {work: cert_id for work, cert_id in asked.items() if cert_id}
+        is_revoked = self._run.revocations.is_revoked
+        tasks = [functools.partial(is_revoked, cert_id) for cert_id in asked.values()]
+        with meanwhile(tasks, CONNECTIONS) as answers:
+            self._view.open()
+            if text := self._view.client.clock_text():
+                self._run.warn(f"{self._view.client.host}: {text}", "set the one that is wrong")
+            self._each(self._works, Work.observe)
+            if asked:
+                self._run.progress(f"SCM: asking for {_count(len(asked), 'certificate')}")
+        told = dict(zip(asked, answers, strict=True))
+        self._each(told, lambda work: work.learn(asked[work], told[work].result))
         self._each(self._works, Work.plan)
-
-    def _ask_if_revoked(self) -> None:
-        """Ask SCM, of so many at the same time, whether they were revoked."""
-        asked = [work for work in self._works if work.in_question and not work.has_failed]
-        if asked:
-            self._run.progress(f"SCM: asking for {_count(len(asked), 'certificate')}")
-        tasks = [functools.partial(self._guarded, [work], work.ask_if_revoked) for work in asked]
-        _together(tasks, CONNECTIONS)
 
     def _act(self) -> None:
         self._each(self._works, Work.prepare)
@@ -10594,7 +10620,7 @@ class Channels:
 
     # Ping
 
-    def ping_start(self) -> None:
+    def ping_start_threads(self) -> None:
         self._ping("/start", b"")
 
     def ping_end(self, code: int) -> None:
@@ -10842,7 +10868,7 @@ class Session:
         try:
             self.context.interrupt.listen()
             self.require_agreement()
-            self._log_start()
+            self._log_start_threads()
             with _warnings_to_log():
                 body(self)
         except AgentError as error:
@@ -10870,7 +10896,7 @@ class Session:
             self.report.errors.append(AgentError("state", text))
         return ExitCode.FAILED
 
-    def _log_start(self) -> None:
+    def _log_start_threads(self) -> None:
         sudo = f" (sudo by {os.environ['SUDO_USER']})" if "SUDO_USER" in os.environ else ""
         names = " ".join(["", *self._names]) + " --dry-run" * self.report.dry_run
         sudo += " (was root)" if self.app.became else ""
@@ -11120,7 +11146,7 @@ class Session:
             self._confirm_orders(intent, profiles)
         self.lock()
         if self._is_full:
-            self.channels().ping_start()
+            self.channels().ping_start_threads()
         run = self.new_run(config, intent, dry_run=self.report.dry_run, wait=wait)
         refused = refused_login(run) if run.dry_run else []
         self.report.results += run_all(profiles, run, jobs)

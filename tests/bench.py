@@ -545,7 +545,7 @@ def slow() -> None:
 
     No schedule that keeps the appliance's requests in a row is shorter than those, after the login.
     """
-    print(f"\nOrders on one appliance, {KEY_TIME} s per key, SCM slow")
+    print(f"\nSCM slow: orders on one appliance, {KEY_TIME} s per key, issued at once")
     for number, latency in SLOW:
         with fleet(1, number) as made:
             made.take(0.0)
