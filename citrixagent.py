@@ -7196,7 +7196,7 @@ class Prover:
 
 _OF_THE_SERVER = frozenset({"unreachable", "untrusted", "unavailable", "auth"})  # for all alike
 _STATUS_FIRST, _STATUS_EVERY = 3, 5  # questions; the status tells what an order waits for
-_ASK_AGAIN, _ASK_OFTEN, _ASK_SELDOM = 1.0, 6.25, 30.0  # seconds between two questions for one order
+_ASK_AGAIN, _ASK_OFTEN, _ASK_SELDOM = 2.0, 6.25, 30.0  # seconds between two questions for one order
 _STATUS_TEXTS = {
     "REQUESTED": "awaiting approval in SCM",
     "APPROVED": "approved, being issued by the CA",
@@ -7236,21 +7236,27 @@ class Result:
 class Pace:
     """At which ages orders are asked for, in seconds: seldom, but soon after they are issued.
 
-    How long that takes is learned from what arrives in a run. The others are asked for at that age,
-    and before it is known to a second, at ages between it and the last one that was too early.
+    How long that takes is learned from the orders of a run. What was too early for one is too early
+    for the next. Once one has arrived the others are asked for at its age, and before that is known
+    to a second, at ages between it and the last one that was too early.
     """
 
     def __init__(self) -> None:
         self._issued = math.inf  # the lowest age at which an order was there
-        self._too_early = 0.0  # the highest, below that, at which one was not
+        self._too_early = 0.0  # the highest, below that, at which one was not there
 
     def heard(self, before: float, age: float, *, is_there: bool) -> None:
         """Learn from an order that was asked for at an age, and in vain at the one before."""
         if is_there and age < self._issued:
             known = self._too_early if self._too_early < age else 0.0
             self._issued, self._too_early = age, max(before, known)
-        elif self._too_early < age < self._issued < math.inf:
+        elif self._too_early < age < self._issued:
             self._too_early = age
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether an order was not there at once."""
+        return self._too_early > 0
 
     def next(self, age: float, haste: float) -> float:
         """Return the age at which to ask for an order again that was not there at this one.
@@ -7262,7 +7268,9 @@ class Pace:
         likely = self._issued if is_known else (self._issued + self._too_early) / 2
         if likely <= age:
             likely = self._issued
-        return likely if age < likely < age + 2 * pause else age + pause
+        if age < likely < age + 2 * pause:
+            return likely
+        return max(age + pause, haste * min(self._too_early, age + 2 * _ASK_OFTEN))
 
 
 class Inquiry:
@@ -7288,8 +7296,11 @@ class Inquiry:
             self._pace.heard(self._before, self._age, is_there=is_there)
 
     def next_at(self) -> float:
-        """Return when the next one is due, by the monotonic clock; the first one is at once."""
-        if not self.number:
+        """Return when the next one is due, by the monotonic clock.
+
+        The first one is at once, unless that was too early for an order of this run.
+        """
+        if not self.number and not (self._is_new and self._pace.is_slow):
             return 0.0
         return self.since + self._pace.next(self._age, self._haste)
 

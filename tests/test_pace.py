@@ -27,7 +27,9 @@ class Waiting:
         return self.asked[-1] - self.takes
 
     def due(self, pace: Pace) -> float:
-        return self.placed + (pace.next(self.asked[-1], self.haste) if self.asked else 0.0)
+        is_asked_at_once = not (self.asked or pace.is_slow)
+        last = self.asked[-1] if self.asked else 0.0
+        return self.placed + (0.0 if is_asked_at_once else pace.next(last, self.haste))
 
 
 def wait_for(orders: Sequence[Waiting]) -> None:
@@ -65,6 +67,15 @@ def test_beyond_a_minute_no_order_is_late_by_more_than_a_tenth(takes: float, see
         orders = placed(number, 0.7, takes, seed)
         wait_for(orders)
         assert max(order.late for order in orders) <= takes / 10
+
+
+@pytest.mark.parametrize("takes", [10.0, 20.0, 45.0])
+def test_what_was_too_early_for_one_is_too_early_for_the_next(takes: float) -> None:
+    """So most orders are asked for every five seconds at most, though they begin at once."""
+    for seed in range(5):
+        orders = placed(20, 0.7, takes, seed)
+        wait_for(orders)
+        assert takes / mean(len(order.asked) for order in orders) >= 5
 
 
 @pytest.mark.parametrize("seed", range(5))
