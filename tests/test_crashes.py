@@ -524,12 +524,17 @@ def test_a_sample_of_requests_goes_wrong(kind: str, tmp_path: pathlib.Path) -> N
 
 # Some need not go everywhere: a server that stays down costs 4 s, and as much for the logout, work
 # that is done too late differs from none only where something is written, and what was not done is
-# told by a reset wherever it is by another answer.
+# told by a reset wherever it is by another answer. A connection that is refused comes to the same
+# as one that is reset, and an answer that is garbled to one that is lost: of each two the latter
+# goes everywhere, the former to every other request, and to the order.
 def worthwhile(points: Sequence[Point], kind: str) -> Sequence[Point]:
     if kind == "stalled":
         return [point for point in points if is_write(point.call)]
     if kind == "down":
         return points[::6]
+    if kind in {"refused", "garbled"}:
+        rest = points[kind == "garbled" :: 2]
+        return [point for point in points if point.is_order or point in rest]
     alternating = ("hang", "500", "503", "garbage")
     return points[alternating.index(kind) % 3 :: 3] if kind in alternating else points
 

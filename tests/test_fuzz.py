@@ -224,4 +224,4 @@ def test_some_answer_is_another(name: str) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", USUAL)
 def test_many_answers_are_others(name: str) -> None:
-    explore(name, 100)
+    explore(name, 60)
