@@ -3276,6 +3276,14 @@ class _BareSocket(socket.socket):
 class _TlsSocket(ssl.SSLSocket):
     """A connection with TLS: each wait ends with the exchange; all others come down to these."""
 
+    def getpeername(self) -> Any:  # noqa: ANN401 - as it is inherited
+        """Close what is not connected any more, which Python's own constructor leaves open."""
+        try:
+            return super().getpeername()
+        except OSError:
+            self.close()
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from None
+
     def do_handshake(self, block: bool = False) -> None:  # noqa: FBT002 - as it is inherited
         _exchange.get().wait(self, functools.partial(super().do_handshake, block))
 

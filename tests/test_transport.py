@@ -5,8 +5,12 @@ from __future__ import annotations
 import faulthandler
 import itertools
 import json
+import pathlib
 import re
+import select
 import signal
+import socket
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -18,6 +22,8 @@ from simulators.netscaler import NetScaler
 from simulators.server import BareListener, Fault, HttpsServer, Request, Response
 from test_fleet import plain, write_many
 from test_lifecycle import use_admin
+
+from citrixagent import Tls, tls_context
 
 T = TypeVar("T")
 TIMEOUT = 2  # seconds for one request
@@ -339,3 +345,17 @@ def test_an_odd_answer_is_no_surprise(lab: Lab, place: Place, odd: str) -> None:
     unknown = profile["error"] and profile["error"]["kind"] == "unknown_outcome"
     assert lab(*(("enroll", "--force", "www") if unknown else ("run",))).exit_code == 0
     assert len(lab.scm.orders) == 1
+
+
+def test_a_connection_that_is_reset_before_its_handshake_is_closed() -> None:
+    """Python's own sockets are left open then."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        plain = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        accepted.close()
+        select.select([plain], [], [])
+        number = plain.fileno()
+        with pytest.raises(ConnectionResetError):
+            tls_context(Tls(verify=False)).wrap_socket(plain)
+    assert not pathlib.Path(f"/proc/self/fd/{number}").exists()
