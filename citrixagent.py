@@ -5635,8 +5635,8 @@ def connect_to_scm(config: ScmConfig, tokens: Tokens, context: Context) -> Secti
 class RevocationCheck:
     """Asks SCM, for a whole run and from any thread, which certificates were revoked.
 
-    The first question is asked alone: SCM that is down costs one round of tries. Where a list takes
-    fewer requests, only what it names is asked for; it may name more than it was asked for.
+    Where a list takes fewer requests, only what it names is asked for; it may name more than it was
+    asked for.
     """
 
     def __init__(self, scm: Sectigo) -> None:
@@ -5652,10 +5652,6 @@ class RevocationCheck:
                 self._has_begun = True
                 # One page after another is no slower then than so many questions at a time.
                 self._listed = self._scm.listed_revoked(self.expected // CONNECTIONS)
-                return self._ask(cert_id)
-        return self._ask(cert_id)
-
-    def _ask(self, cert_id: str) -> bool:
         is_named = self._listed is None or cert_id in self._listed
         return is_named and self._scm.status(cert_id) == "REVOKED"
 
@@ -7261,10 +7257,9 @@ class Pace:
         elif self._too_early < age < self._issued:
             self._too_early = age
 
-    @property
-    def is_slow(self) -> bool:
-        """Whether an order was not there at once."""
-        return self._too_early > 0
+    def first(self, haste: float) -> float:
+        """Return the age for the first question: at once, unless that was too early for another."""
+        return self.next(0.0, haste) if self._too_early else 0.0
 
     def next(self, age: float, haste: float) -> float:
         """Return the age at which to ask for an order again that was not there at this one.
@@ -7304,13 +7299,10 @@ class Inquiry:
             self._pace.heard(self._before, self._age, is_there=is_there)
 
     def next_at(self) -> float:
-        """Return when the next one is due, by the monotonic clock.
-
-        The first one is at once, unless that was too early for an order of this run.
-        """
-        if not self.number and not (self._is_new and self._pace.is_slow):
-            return 0.0
-        return self.since + self._pace.next(self._age, self._haste)
+        """Return when the next one is due, by the monotonic clock."""
+        if self.number:
+            return self.since + self._pace.next(self._age, self._haste)
+        return self.since + (self._pace.first(self._haste) if self._is_new else 0.0)
 
 
 class Progress(Protocol):
@@ -7354,6 +7346,16 @@ class Memory:
         self.record = self._on_disk = Record(profile)
         self._store = run.store
         self._is_read_only = run.dry_run
+
+    @property
+    def change(self) -> Change:
+        """The open change; there must be one."""
+        return open_change(self.record)
+
+    @property
+    def order(self) -> Order:
+        """The order of the open change; there must be one."""
+        return ordered(self.change)
 
     def recall(self) -> None:
         self.record = self._on_disk = self._store.load(self.record.profile)
@@ -7488,14 +7490,6 @@ class KeyMaker:
     def _record(self) -> Record:
         return self._memory.record
 
-    @property
-    def _change(self) -> Change:
-        return open_change(self._record)
-
-    @property
-    def _order(self) -> Order:
-        return ordered(self._change)
-
     def new_change(self, plan: Plan, action: Action) -> Change:
         """Return a change that orders, with file names that nothing remembered uses."""
         profile, intent = self._profile, self._job.run.intent
@@ -7532,9 +7526,11 @@ class KeyMaker:
 
     def take_up(self, plan: Plan, action: Action) -> Change:
         """Return the change that was begun and not sent, for what is asked of SCM now."""
-        change, intent = self._change, self._job.run.intent
-        note = intent.reason or self._order.note
-        order = dataclasses.replace(self._order, action=action, before=self._before(), note=note)
+        change, intent = self._memory.change, self._job.run.intent
+        note = intent.reason or self._memory.order.note
+        order = dataclasses.replace(
+            self._memory.order, action=action, before=self._before(), note=note
+        )
         return dataclasses.replace(change, outcome=plan.outcome, reason=plan.reason, order=order)
 
     def check_appliance(self, plan: Plan) -> None:
@@ -7549,8 +7545,8 @@ class KeyMaker:
 
         After a failover it may be on the other node only, and would be paid for in vain.
         """
-        new, names = self._change.new, self._view.file_names()
-        if self._change.key_created and names and new.key_file not in names:
+        new, names = self._memory.change.new, self._view.file_names()
+        if self._memory.change.key_created and names and new.key_file not in names:
             self._memory.keep(give_up(self._record))
             text = f"{self._view.client.host}: the key {new.key_file} is not there"
             raise AgentError("appliance", f"{text}: the next run makes a new one")
@@ -7570,14 +7566,14 @@ class KeyMaker:
         """Have a key made; a file of that name that somebody else has is left alone."""
         tried: list[str] = []
         while not self._made_key(is_last=len(tried) == _MOST_NAMES):
-            tried.append(self._change.new.key_file)
+            tried.append(self._memory.change.new.key_file)
             self._rename(*self._name_files(*tried))
         self._view.files_changed()
         self._memory.keep(changing(self._record, key_created=True))
 
     def _made_key(self, *, is_last: bool) -> bool:
         """Have a key made under the name that is on record; False where that name is taken."""
-        new = self._change.new
+        new = self._memory.change.new
         try:
             self._job.client.create_key(new.key_file, new.key_type)
         except NitroError as error:
@@ -7588,13 +7584,15 @@ class KeyMaker:
 
     def _rename(self, stem: str, began: dt.datetime) -> None:
         """Give the files of the open change, none of which is there yet, other names."""
-        new = dataclasses.replace(self._change.new, key_file=f"{stem}.key", cert_file=f"{stem}.crt")
+        new = dataclasses.replace(
+            self._memory.change.new, key_file=f"{stem}.key", cert_file=f"{stem}.crt"
+        )
         renamed = changing(self._record, new=new, started=iso(began))
         renamed = dataclasses.replace(renamed, latest=iso(began))
         self._memory.keep(ordering(renamed, csr_file=f"{stem}.csr"))
 
     def create_csr(self) -> None:
-        key_file, csr_file = self._change.new.key_file, self._order.csr_file
+        key_file, csr_file = self._memory.change.new.key_file, self._memory.order.csr_file
         client = self._job.client
         try:
             client.create_csr(csr_file, key_file, self._profile)
@@ -7655,14 +7653,6 @@ class Ordering:
     def _record(self) -> Record:
         return self._memory.record
 
-    @property
-    def _change(self) -> Change:
-        return open_change(self._record)
-
-    @property
-    def _order(self) -> Order:
-        return ordered(self._change)
-
     def look_for_order(self) -> None:
         """Learn what became of an order whose reply was lost, where SCM can be asked."""
         change = self._record.change
@@ -7673,12 +7663,11 @@ class Ordering:
             found = self._scm.find(self._profile, change, known)
             self._memory.keep(place_order(self._record, found))
 
-    def check_scm(self, plan: Plan) -> bool:
+    def check_scm(self, plan: Plan) -> None:
         """Ask, before anything is made for an order, for what would stop or double it."""
         self._prepare_scm()
         if not (plan.resumes or self._run.intent.force):
             self._check_waiting()
-        return True
 
     def _prepare_scm(self) -> None:
         for warning in self._scm.prepare(self._profile):
@@ -7694,7 +7683,7 @@ class Ordering:
             way = f"decline them in SCM, or {_ways_on(self._profile.name)}"
             raise AgentError("state", f"{text}: {way}")
 
-    def order(self) -> bool:
+    def order(self) -> None:
         """Place the order; what SCM cannot renew or replace is enrolled."""
         try:
             cert_id = self._send()
@@ -7714,14 +7703,13 @@ class Ordering:
             quoted = shlex.quote(self._profile.name)
             text += f", then run citrixagent.py enroll --cert-id {cert_id} {quoted}"
             raise AgentError("state", text) from None
-        return True
 
     def _send(self) -> str:
         """Send the order; what is on disk before and after tells the next run what may exist."""
         self._prepare_scm()
         self._memory.keep(ordering(self._record, sent=iso(utc_now())))
         try:
-            return self._scm.order(self._profile, self._change)
+            return self._scm.order(self._profile, self._memory.change)
         except UnknownOutcomeError as error:
             raise AgentError("unknown_outcome", f"{error.message}: {self._unknown()}") from None
         except (AgentError, Interrupted):
@@ -7729,7 +7717,7 @@ class Ordering:
             raise
 
     def _unknown(self) -> str:
-        return unknown_outcome_text(self._profile.name, self._change)
+        return unknown_outcome_text(self._profile.name, self._memory.change)
 
     def wait(self) -> None:
         """Begin to wait for the certificate of an order that an earlier run placed."""
@@ -7768,7 +7756,7 @@ class Ordering:
             if self.is_last:
                 self._learn_why()
             return False
-        chain = check_issued(answer, self._order.csr or "", self._profile.names, utc_now())
+        chain = check_issued(answer, self._memory.order.csr or "", self._profile.names, utc_now())
         _check_sni_name(self._profile, chain[0])
         self._memory.keep(issue(self._record, chain))
         return True
@@ -7779,7 +7767,7 @@ class Ordering:
         if self._inquiry.number % _STATUS_EVERY == _STATUS_FIRST and self._is_under_way(cert_id):
             return None
         answer = self._download(cert_id)
-        if self._change.new.cert_id != cert_id:  # the operator's, and SCM knows it
+        if self._memory.change.new.cert_id != cert_id:  # the operator's, and SCM knows it
             self._memory.keep(adopt(self._record, cert_id, iso(utc_now())))
         return answer
 
@@ -7792,17 +7780,17 @@ class Ordering:
     @property
     def cert_id(self) -> str:
         """The id of the open order, or the one that the operator says it has."""
-        return self.named or self._change.new.cert_id or ""
+        return self.named or self._memory.change.new.cert_id or ""
 
     def wait_text(self) -> str:
         """Say what an order waits for, and since when."""
-        since = parse_iso(self._order.sent or self._change.started)
+        since = parse_iso(self._memory.order.sent or self._memory.change.started)
         days = max(0, (utc_now() - since).days)
         return f"{self._waits_for}, since {since:%Y-%m-%d}, {_count(days, 'day')}"
 
     def _download(self, cert_id: str) -> bytes | None:
         """Return what SCM issued for an order; None while it has nothing, or the old one, yet."""
-        order, own_id = self._order, self._change.new.cert_id
+        order, own_id = self._memory.order, self._memory.change.new.cert_id
         try:
             answer = self._scm.download(cert_id)
         except ScmError as error:
@@ -7820,14 +7808,15 @@ class Ordering:
     def _keeps_id(self, order: Order, cert_id: str) -> bool:
         """Tell whether the id of an order is that of the certificate that it renews or replaces."""
         in_place = order.action == "replace" and self._scm.replaces_in_place
-        known = cert_id == self._change.new.cert_id and not order.adopted
+        known = cert_id == self._memory.change.new.cert_id and not order.adopted
         return cert_id == order.before and (in_place or known)
 
     def _disown(self, cert_id: str) -> NoReturn:
         """Refuse an id that the operator named: what it stands for has another key."""
-        if self._order.adopted:
+        if self._memory.order.adopted:
             self._memory.keep(disown(self._record))
-        name, is_unknown = self._profile.name, self._order.sent and not self._change.new.cert_id
+        name, change = self._profile.name, self._memory.change
+        is_unknown = self._memory.order.sent and not change.new.cert_id
         way = self._unknown() if is_unknown else "name another"
         raise AgentError(
             "state", f"{cert_id} is a certificate for another key than {name}'s: {way}"
@@ -7859,7 +7848,7 @@ class Ordering:
 
     def fail(self, error: AgentError, *, file_missing: bool, key_lost: bool) -> AgentError:
         """Take note of why an order cannot be used; return the error as the operator is told it."""
-        new = self._change.new
+        new = self._memory.change.new
         is_own = (self.named or new.cert_id) == new.cert_id is not None
         if not is_own or error.kind not in {"mismatch", "rejected", "appliance"}:
             return error
@@ -8098,7 +8087,7 @@ class Installer:
 
     def upload(self) -> None:
         chain = self.chain()
-        self._upload_file(open_change(self._record).new.cert_file, chain[0])
+        self._upload_file(self._memory.change.new.cert_file, chain[0])
         self._ensure_issuers(chain)
         self._memory.keep(changing(self._record, uploaded=True))
 
@@ -8179,7 +8168,7 @@ class Installer:
 
     def _replace(self, row: CertKey) -> None:
         """Update the certkey, with room made for it where it has to be and may be."""
-        new = open_change(self._record).new
+        new = self._memory.change.new
         self.binder.make_room(leaf_of(new) and self.held())
         try:
             self._update(row, new)
@@ -8189,7 +8178,7 @@ class Installer:
             raise
 
     def _add(self) -> None:
-        new, chain, certkey = open_change(self._record).new, self.chain(), self._profile.certkey
+        new, chain, certkey = self._memory.change.new, self.chain(), self._profile.certkey
         try:
             self._client.add_certkey(certkey, new.cert_file, new.key_file)
         except NitroError as error:
@@ -8360,7 +8349,7 @@ class Installer:
             return
         with contextlib.suppress(AgentError):
             row = self._view.refresh(self._profile.certkey)
-            if row is None or row.serial != open_change(self._record).new.serial:
+            if row is None or row.serial != self._memory.change.new.serial:
                 self._memory.keep(give_up(self._record))
 
 
@@ -8416,7 +8405,7 @@ def _lost_usages(held: Certificate | None, leaf: Certificate) -> Iterator[str]:
         yield f"{text}: see SCM's certificate profile where it is needed"
 
 
-def _learned(is_revoked: Callable[[], bool], cert_id: str, run: Run, result: Result) -> bool:
+def _told_revoked(is_revoked: Callable[[], bool], cert_id: str, run: Run, result: Result) -> bool:
     """Return SCM's answer; that there is none is a warning, one for all where it is so for all."""
     try:
         return is_revoked()
@@ -8561,7 +8550,7 @@ class Work:
     def learn(self, cert_id: str, is_revoked: Callable[[], bool]) -> None:
         """Heed what SCM says of a certificate, where that is what is installed."""
         if self._seen and cert_id == managed_id(self._record, self._held):
-            revoked = _learned(is_revoked, cert_id, self._run, self.result)
+            revoked = _told_revoked(is_revoked, cert_id, self._run, self.result)
             self._seen = dataclasses.replace(self._seen, revoked=revoked)
 
     def plan(self) -> None:
@@ -8599,17 +8588,19 @@ class Work:
     def prepare(self) -> None:
         """Look at what would double an order; what needs nothing of SCM first is taken up."""
         plan = self._plan
-        if plan and plan.action:
+        if plan is None:
+            return
+        if plan.action:
             self._key_maker.check_appliance(plan)
-        if plan and not (plan.action and not self._run.dry_run):
-            self._take_up(plan)
+        if plan.action is None or self._run.dry_run:
+            self._begin(plan)
 
-    def _take_up(self, plan: Plan) -> None:
+    def _begin(self, plan: Plan) -> None:
         """Begin what was decided; a dry run tells it."""
         steps = plan.steps(self.profile)
         self._is_begun = True
         if not self._run.dry_run:
-            self._begin(plan)
+            self._put_on_record(plan)
             self._todo = list(steps)
             if self.waits:
                 self.ordering.wait()
@@ -8624,7 +8615,7 @@ class Work:
         if closed != self._record:
             self._memory.keep(closed)
 
-    def _begin(self, plan: Plan) -> None:
+    def _put_on_record(self, plan: Plan) -> None:
         """Put the plan on record: a change that is gone on with, a new one, or one given up."""
         record = self._record
         if record.change and plan.resumes:
@@ -8687,7 +8678,7 @@ class Work:
             return self.ordering.asks_at() <= time.monotonic()
         return self._is_planned or self.step is Step.ORDER
 
-    def errand(self) -> Callable[[], bool]:
+    def errand(self) -> Callable[[], bool | None]:
         """Return what asks SCM, in any thread; what comes of it is for ``hear``."""
         if self.waits:
             return self.ordering.collect
@@ -8698,16 +8689,18 @@ class Work:
         self._key_maker.share_key()
         return self.ordering.order
 
-    def hear(self, answer: Callable[[], bool]) -> None:
+    def hear(self, answer: Callable[[], bool | None]) -> None:
         """Go on with what an errand returned or raised, which ``answer`` does."""
         if self.waits:
             self._hear_of_certificate(answer)
-        elif answer() and self._is_begun:
+            return
+        answer()
+        if self._is_begun:
             self._did(Step.ORDER)
         elif self._plan:
-            self._take_up(self._plan)
+            self._begin(self._plan)
 
-    def _hear_of_certificate(self, answer: Callable[[], bool]) -> None:
+    def _hear_of_certificate(self, answer: Callable[[], bool | None]) -> None:
         try:
             is_there = answer()
         except AgentError as error:
@@ -8961,7 +8954,7 @@ class Crew:
         self._is_over = False  # it was interrupted
         self._view = View(appliance, run.context)
         self._works = [Work(profile, self._view, run) for profile in profiles]
-        self._errands: dict[Work, concurrent.futures.Future[bool]] = {}
+        self._errands: dict[Work, concurrent.futures.Future[bool | None]] = {}
         self.results = [work.result for work in self._works]
 
     def recall(self) -> None:
@@ -9001,8 +8994,8 @@ class Crew:
 
     def _look(self) -> None:
         self._run.progress(f"{self._view.client.host}: reading", self._view.appliance.timeout)
-        asked = {work: work.in_question for work in self._works if not work.has_failed}
-        asked = {work: cert_id for work, cert_id in asked.items() if cert_id}
+        able = (work for work in self._works if not work.has_failed)
+        asked = {work: cert_id for work in able if (cert_id := work.in_question)}
         is_revoked = self._run.revocations.is_revoked
         tasks = [functools.partial(is_revoked, cert_id) for cert_id in asked.values()]
         with meanwhile(tasks, CONNECTIONS) as answers:
@@ -10639,7 +10632,7 @@ class Channels:
 
     # Ping
 
-    def ping_start_threads(self) -> None:
+    def ping_start(self) -> None:
         self._ping("/start", b"")
 
     def ping_end(self, code: int) -> None:
@@ -10887,7 +10880,7 @@ class Session:
         try:
             self.context.interrupt.listen()
             self.require_agreement()
-            self._log_start_threads()
+            self._log_start()
             with _warnings_to_log():
                 body(self)
         except AgentError as error:
@@ -10915,7 +10908,7 @@ class Session:
             self.report.errors.append(AgentError("state", text))
         return ExitCode.FAILED
 
-    def _log_start_threads(self) -> None:
+    def _log_start(self) -> None:
         sudo = f" (sudo by {os.environ['SUDO_USER']})" if "SUDO_USER" in os.environ else ""
         names = " ".join(["", *self._names]) + " --dry-run" * self.report.dry_run
         sudo += " (was root)" if self.app.became else ""
@@ -11165,7 +11158,7 @@ class Session:
             self._confirm_orders(intent, profiles)
         self.lock()
         if self._is_full:
-            self.channels().ping_start_threads()
+            self.channels().ping_start()
         run = self.new_run(config, intent, dry_run=self.report.dry_run, wait=wait)
         refused = refused_login(run) if run.dry_run else []
         self.report.results += run_all(profiles, run, jobs)

@@ -27,9 +27,9 @@ class Waiting:
         return self.asked[-1] - self.takes
 
     def due(self, pace: Pace) -> float:
-        is_asked_at_once = not (self.asked or pace.is_slow)
-        last = self.asked[-1] if self.asked else 0.0
-        return self.placed + (0.0 if is_asked_at_once else pace.next(last, self.haste))
+        if not self.asked:
+            return self.placed + pace.first(self.haste)
+        return self.placed + pace.next(self.asked[-1], self.haste)
 
 
 def wait_for(orders: Sequence[Waiting]) -> None:

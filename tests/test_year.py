@@ -303,8 +303,8 @@ def year(lab: Lab) -> Iterator[Year]:
         gc.collect()
 
 
-# A connection that is refused between its TCP and its TLS handshake leaves an SSLSocket behind that
-# nobody can close: that is Python's.
+# Where the program gives a connection up between TCP and TLS, Python may leave the simulator's
+# socket open.
 @pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
 @pytest.mark.parametrize(
     ("nights", "profiles", "every"),
